@@ -1,0 +1,1 @@
+"""Quantization and bundles: from a training run to what a buoy loads."""

@@ -1,0 +1,90 @@
+"""Backbones: what a plugin must offer, how it is found, and its exported form on the edge.
+
+A plugin is a class named in the entry-point group `orcawatch.backbones`; ours come through the same door as
+anyone's. `orcawatch.testing.check_backbone` is the conformance kit.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+from .interpreter import Model
+from .spectrogram import FrontEnd
+
+if sys.version_info >= (3, 10):
+    from importlib import metadata
+else:
+    import importlib_metadata as metadata
+
+Array = NDArray[np.float32]
+
+GROUP = "orcawatch.backbones"
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """What a plugin offers. Only `build_keras` and `load_weights` may import TensorFlow, and only when called."""
+
+    name: str
+    feature_size: int
+    front_end: FrontEnd
+
+    def build_keras(self) -> Any:
+        """New Keras model: spectrograms (batch, *front_end.shape) -> pooled features (batch, feature_size), >= 0.
+
+        A chain of layers that `orcawatch.relevance` knows, without batch norm.
+        """
+        ...
+
+    def load_weights(self, model: Any, source: str) -> None:
+        """Set published weights: `source` is a local file, or the name of weights to download.
+
+        Raises
+        ------
+        WeightsError : no such file or name, no network, or tensors that do not fit; the text names what is expected.
+        """
+        ...
+
+
+def backbone_names() -> list[str]:
+    """Names of the installed plugins."""
+    return sorted({entry.name for entry in metadata.entry_points(group=GROUP)})
+
+
+def load_backbone(name: str) -> Backbone:
+    """A new instance of the plugin of that name; raises InputError where none is installed."""
+    for entry in metadata.entry_points(group=GROUP):
+        if entry.name == name:
+            backbone: Backbone = entry.load()()
+            return backbone
+    raise InputError(
+        f"backbone must be one of {backbone_names()}, not {name!r}: install the package that brings it"
+    )
+
+
+class EdgeBackbone:
+    """A backbone's exported form: features and relevance maps from one TFLite file.
+
+    Signatures: `features(spectrogram) -> features`; `explain(spectrogram, relevance) -> map`, with
+    spectrogram (1, *shape), features and relevance (1, feature_size), map (1, *shape).
+    """
+
+    def __init__(self, path: Path, front_end: FrontEnd, threads: int = 1) -> None:
+        self.front_end = front_end
+        self._model = Model(path, threads)
+
+    def features(self, spectrogram: Array) -> Array:
+        """Pooled features of one spectrogram (frames, bands): float32, shape (feature_size,)."""
+        batch = spectrogram.reshape(1, *self.front_end.shape)
+        return self._model.call("features", {"spectrogram": batch})["features"][0]
+
+    def explain(self, spectrogram: Array, relevance: Array) -> Array:
+        """Relevance of the features spread over the spectrogram: float32, shape (frames, bands)."""
+        inputs = {"spectrogram": spectrogram.reshape(1, *self.front_end.shape), "relevance": relevance[None]}
+        return self._model.call("explain", inputs)["map"][0, :, :, 0]

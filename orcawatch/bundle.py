@@ -1,0 +1,191 @@
+"""The bundle: the only thing that training and the buoy share.
+
+A folder with `manifest.json`, one TFLite file per backbone, one for the heads, and `model-card.md`. It is written
+whole or not at all, and refused when a hash, the schema or the front end does not fit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import BundleError
+from .spectrogram import FrontEnd, front_end_from_dict
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+CARD = "model-card.md"
+SHIPPED = Path(__file__).parent / "first_light"
+
+
+@dataclass(frozen=True)
+class BackboneFile:
+    """One backbone of a bundle."""
+
+    name: str
+    file: str
+    feature_size: int
+    front_end: FrontEnd
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle.
+
+    Attributes
+    ----------
+    folder : where it is.
+    backbones : by name, in the order in which the heads take their features.
+    members : names of the heads' outputs, in order.
+    vote : the members whose confidences are averaged (paper section 2.1).
+    hop_s : distance between windows.
+    channel_fusion : how the channels' scores become one: `max` or `mean`.
+    start_threshold, stop_threshold : fused scores at which an event starts and ends.
+    manifest : everything as written.
+    """
+
+    folder: Path
+    backbones: Mapping[str, BackboneFile]
+    members: tuple[str, ...]
+    vote: tuple[str, ...]
+    hop_s: float
+    channel_fusion: str
+    start_threshold: float
+    stop_threshold: float
+    manifest: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The bundle's name, for records."""
+        return str(self.manifest["name"])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest (which holds every file's hash): names exactly this bundle in records."""
+        return sha256(self.folder / MANIFEST)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Read and verify a bundle.
+
+    Raises
+    ------
+    BundleError : no such folder, unreadable manifest, unknown schema, a missing, changed or surplus file, or a front
+        end that this version does not know.
+    """
+    manifest = _read_manifest(folder)
+    _verify_files(folder, manifest)
+    try:
+        return _bundle(folder, manifest)
+    except (KeyError, TypeError, ValueError) as fault:
+        raise BundleError(f"{folder / MANIFEST} lacks or garbles {fault}: make the bundle again") from fault
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; name the folder that holds one")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise BundleError(f"{path} cannot be read: {fault}; copy the bundle again") from fault
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if schema != SCHEMA:
+        raise BundleError(
+            f"{path} has schema {schema!r}; this version reads {SCHEMA}: upgrade orcawatch or the bundle"
+        )
+    return dict(manifest)
+
+
+def _verify_files(folder: Path, manifest: Mapping[str, Any]) -> None:
+    named = manifest.get("files")
+    if not isinstance(named, dict) or not named:
+        raise BundleError(f"{folder / MANIFEST} names no files: make the bundle again")
+    for name, expected in named.items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise BundleError(f"{folder} lacks {name}, which its manifest names: copy the bundle again")
+        if (found := sha256(path)) != expected:
+            raise BundleError(
+                f"{path} is damaged: its SHA-256 is {found[:12]}..., the manifest says {str(expected)[:12]}...; "
+                "copy the bundle again"
+            )
+
+
+def _bundle(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
+    backbones = {
+        entry["name"]: BackboneFile(
+            entry["name"], entry["file"], int(entry["feature_size"]), front_end_from_dict(entry["front_end"])
+        )
+        for entry in manifest["backbones"]
+    }
+    thresholds = manifest["thresholds"]
+    bundle = Bundle(
+        folder=folder,
+        backbones=backbones,
+        members=tuple(manifest["members"]),
+        vote=tuple(manifest["vote"]),
+        hop_s=float(manifest["hop_s"]),
+        channel_fusion=str(manifest["channel_fusion"]),
+        start_threshold=float(thresholds["start"]),
+        stop_threshold=float(thresholds["stop"]),
+        manifest=manifest,
+    )
+    _check(bundle)
+    return bundle
+
+
+def _check(bundle: Bundle) -> None:
+    where = bundle.folder / MANIFEST
+    if not bundle.vote or not set(bundle.vote) <= set(bundle.members):
+        raise BundleError(f"{where}: vote must name members {list(bundle.members)}, not {list(bundle.vote)}")
+    if bundle.channel_fusion not in ("max", "mean"):
+        raise BundleError(f"{where}: channel_fusion must be max or mean, not {bundle.channel_fusion!r}")
+    if not 0 <= bundle.stop_threshold <= bundle.start_threshold <= 1:
+        raise BundleError(f"{where}: thresholds must be 0 <= stop <= start <= 1")
+    for name in [entry.file for entry in bundle.backbones.values()] + [bundle.manifest["heads"]["file"]]:
+        if name not in bundle.manifest["files"]:
+            raise BundleError(f"{where}: {name} is used but its hash is not listed")
+
+
+def write_bundle(folder: Path, manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+    """Write a bundle whole or not at all; hashes are added to the manifest here.
+
+    Parameters
+    ----------
+    folder : must not exist yet.
+    manifest : everything but `schema` and `files`.
+    files : content by name.
+
+    Raises
+    ------
+    BundleError : the folder exists.
+    """
+    if folder.exists():
+        raise BundleError(f"{folder} exists already: name a new folder, or move the old bundle away")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
+    text = json.dumps({"schema": SCHEMA, **manifest, "files": hashes}, indent=1, sort_keys=True) + "\n"
+    for name, content in {**files, MANIFEST: text.encode()}.items():
+        _write_durably(partial / name, content)
+    partial.rename(folder)
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,78 @@
+"""The vote: from windows to orca confidences per member, channel and array, and the relevance behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backbone import EdgeBackbone
+from .bundle import Bundle
+from .interpreter import Model
+from .records import Window, WindowScore
+
+Array = NDArray[np.float32]
+
+
+def fuse_channels(channel_scores: Array, how: str) -> float:
+    """One score of the array from its channels' scores: the highest (`max`) or the average (`mean`)."""
+    return float(channel_scores.max() if how == "max" else channel_scores.mean())
+
+
+class Ensemble:
+    """A bundle's members, ready to score: one backbone pass per channel serves every head.
+
+    Parameters
+    ----------
+    bundle : a verified bundle.
+    threads : processor threads of the interpreter.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+        self.bundle = bundle
+        self._backbones = {
+            name: EdgeBackbone(bundle.folder / entry.file, entry.front_end, threads)
+            for name, entry in bundle.backbones.items()
+        }
+        self._heads = Model(bundle.folder / bundle.manifest["heads"]["file"], threads)
+        self._vote = [bundle.members.index(name) for name in bundle.vote]
+
+    def score(self, window: Window) -> WindowScore:
+        """Confidences of every member on every channel of one window."""
+        members = np.stack([self._members(spectrograms) for spectrograms in self._finish(window)])
+        channels = members[:, self._vote].mean(axis=1)
+        return WindowScore(
+            window.start_sample,
+            window.end_sample,
+            members,
+            channels,
+            fuse_channels(channels, self.bundle.channel_fusion),
+        )
+
+    def explain(self, window: Window, channel: int) -> tuple[Array, Array]:
+        """Spectrogram and relevance of the vote's `orca` confidence on one channel.
+
+        Deep Taylor through the whole network (paper section 2.3): the heads' relevance of every feature, summed over
+        the vote's members, then the backbone's pass to the spectrogram. The first backbone's map is returned.
+
+        Returns
+        -------
+        spectrogram, relevance : float32, shape (frames, bands). All zero where no member's orca logit is positive.
+        """
+        spectrograms = self._finish(window)[channel]
+        name = next(iter(spectrograms))
+        relevance = self._heads.call("explain", self._features(spectrograms))[name][0]
+        return spectrograms[name], self._backbones[name].explain(spectrograms[name], relevance)
+
+    def _finish(self, window: Window) -> list[dict[str, Array]]:
+        """Spectrograms (frames, bands) by backbone, one dict per channel."""
+        finished = {name: self._backbones[name].front_end.finish(rows) for name, rows in window.rows.items()}
+        channels = len(next(iter(finished.values())))
+        return [{name: spectrograms[c] for name, spectrograms in finished.items()} for c in range(channels)]
+
+    def _features(self, spectrograms: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: self._backbones[name].features(patch)[None] for name, patch in spectrograms.items()}
+
+    def _members(self, spectrograms: Mapping[str, Array]) -> Array:
+        return self._heads.call("score", self._features(spectrograms))["scores"][0]

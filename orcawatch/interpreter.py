@@ -1,0 +1,95 @@
+"""The one module that knows which TFLite interpreter is installed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import BundleError, OrcawatchError
+
+Array = NDArray[np.float32]
+
+RUNTIMES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
+
+
+def runtime() -> Any:
+    """The interpreter's module: ai-edge-litert where it is installed, else tflite-runtime.
+
+    Raises
+    ------
+    OrcawatchError : neither can be imported; the text says what each import said.
+    """
+    faults = []
+    for name in RUNTIMES:
+        try:
+            return importlib.import_module(name)
+        except ImportError as fault:
+            faults.append(f"{name}: {fault}")
+    raise OrcawatchError(
+        "no TFLite interpreter is installed: `pip install ai-edge-litert` (Python 3.10 and later, 64-bit), "
+        f"or `pip install tflite-runtime 'numpy<2'` elsewhere ({'; '.join(faults)})"
+    )
+
+
+def runtime_name() -> str:
+    """Name of the package in use, for records and reports."""
+    return str(runtime().__name__).split(".")[0].replace("_", "-")
+
+
+class Model:
+    """A TFLite file's signatures as functions from named arrays to named arrays.
+
+    Parameters
+    ----------
+    path : the .tflite file.
+    threads : processor threads of the interpreter, at least 1.
+
+    Raises
+    ------
+    BundleError : the file is no TFLite model, or lacks an asked signature.
+    """
+
+    def __init__(self, path: Path, threads: int = 1) -> None:
+        self._path = path
+        try:
+            self._interpreter = runtime().Interpreter(model_path=str(path), num_threads=threads)
+        except (ValueError, RuntimeError) as fault:
+            raise BundleError(
+                f"{path} is not a TFLite model that this interpreter can read: {fault}"
+            ) from fault
+        # Before any signature runner: without it tflite-runtime does not use its fast kernels.
+        self._interpreter.allocate_tensors()
+        self._runners: dict[str, Any] = {}
+
+    @property
+    def signatures(self) -> dict[str, dict[str, list[str]]]:
+        """Inputs and outputs of every signature."""
+        found: dict[str, dict[str, list[str]]] = self._interpreter.get_signature_list()
+        return found
+
+    def call(self, signature: str, inputs: dict[str, Array], outputs: Iterable[str] = ()) -> dict[str, Array]:
+        """Run one signature; the arrays returned are copies.
+
+        Parameters
+        ----------
+        signature : its name.
+        inputs : float32 arrays by name.
+        outputs : the outputs wanted; all where none is named.
+        """
+        results = self._runner(signature)(**inputs)
+        wanted = list(outputs) or list(results)
+        return {name: np.array(results[name]) for name in wanted}
+
+    def _runner(self, signature: str) -> Any:
+        if signature not in self._runners:
+            if signature not in self.signatures:
+                raise BundleError(
+                    f"{self._path} has no signature {signature!r}, only {sorted(self.signatures)}"
+                )
+            self._runners[signature] = self._interpreter.get_signature_runner(signature)
+        return self._runners[signature]

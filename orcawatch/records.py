@@ -1,0 +1,106 @@
+"""The frozen records that flow one way: audio block, window, score, event, detection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Samples = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """What a source yields: fixed for as long as the source lives.
+
+    Attributes
+    ----------
+    name : what the source is called in records (a file's path, a device's name).
+    rate_hz : samples per second of each channel.
+    channels : number of channels.
+    start_utc : time of sample 0 where it is known, timezone-aware.
+    """
+
+    name: str
+    rate_hz: int
+    channels: int
+    start_utc: datetime | None = None
+
+
+@dataclass(frozen=True)
+class AudioBlock:
+    """A stretch of audio without holes.
+
+    Attributes
+    ----------
+    samples : float32, shape (samples, channels), full scale 1.0.
+    start_sample : position of the first row in the stream. A jump past the end of the block before is a gap.
+    """
+
+    samples: Samples
+    start_sample: int
+
+    @property
+    def end_sample(self) -> int:
+        """Position just past the last row."""
+        return self.start_sample + len(self.samples)
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window of every channel, as the front ends' rows (linear, before logarithm and normalisation).
+
+    Attributes
+    ----------
+    start_sample, end_sample : the span in the source's samples.
+    rows : by backbone, float32, shape (channels, frames, bands).
+    """
+
+    start_sample: int
+    end_sample: int
+    rows: Mapping[str, Samples]
+
+
+@dataclass(frozen=True)
+class WindowScore:
+    """Orca confidences of one window.
+
+    Attributes
+    ----------
+    start_sample, end_sample : the span in the source's samples.
+    member_scores : float32, shape (channels, members), the confidence of `orca` of every member, 0 to 1.
+    channel_scores : float32, shape (channels,), the average vote of each channel.
+    score : the channels fused into one number, 0 to 1.
+    """
+
+    start_sample: int
+    end_sample: int
+    member_scores: Samples
+    channel_scores: Samples
+    score: float
+
+
+@dataclass(frozen=True)
+class Event:
+    """One bout of calls: consecutive windows joined by hysteresis and merging.
+
+    Attributes
+    ----------
+    start_sample, end_sample : the span in the source's samples.
+    score : highest fused score inside.
+    channel_scores : highest score of each channel inside, shape (channels,).
+    best_channel : index of the channel with the highest score.
+    windows : the scored windows inside, in order.
+    """
+
+    start_sample: int
+    end_sample: int
+    score: float
+    channel_scores: Samples
+    best_channel: int
+    windows: tuple[WindowScore, ...]

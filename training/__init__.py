@@ -1,0 +1,1 @@
+"""The pipeline of the paper: from labelled recordings to a ranked ensemble."""
