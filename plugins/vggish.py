@@ -1,0 +1,105 @@
+"""VGGish's convolutional stack (Hershey et al. 2017): log-mel in, 512 pooled features out."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from ..errors import WeightsError
+from ..spectrogram import FrontEnd, LogMel
+
+BLOCKS = ((64, 1), (128, 1), (256, 2), (512, 2))
+CHECKPOINT_URL = "https://storage.googleapis.com/audioset/vggish_model.ckpt"
+LAYERS = ("conv1", "conv2", "conv3/conv3_1", "conv3/conv3_2", "conv4/conv4_1", "conv4/conv4_2")
+
+
+class VGGish:
+    """The backbone plugin `vggish`.
+
+    Parameters
+    ----------
+    front_end : VGGish's log-mel; other constants than the published ones need weights trained with them.
+    """
+
+    name = "vggish"
+    feature_size = 512
+
+    def __init__(self, front_end: FrontEnd | None = None) -> None:
+        self.front_end: FrontEnd = front_end or LogMel()
+
+    def build_keras(self) -> Any:
+        """New network with random weights: (batch, 96, 64, 1) -> (batch, 512).
+
+        Six 3 x 3 convolutions with ReLU, 2 x 2 max-pooling after each block, global average over time and frequency
+        (the published network's dense layers are left out: paper section 2.1 takes the last convolutional layer).
+        """
+        from tensorflow.keras import Model, layers
+
+        x = first = layers.Input(self.front_end.shape, name="spectrogram")
+        names = iter(LAYERS)
+        for filters, depth in BLOCKS:
+            for _ in range(depth):
+                name = next(names).split("/")[-1]
+                x = layers.Conv2D(filters, 3, padding="same", activation="relu", name=name)(x)
+            x = layers.MaxPooling2D()(x)
+        return Model(first, layers.GlobalAveragePooling2D(name="features")(x), name=self.name)
+
+    def load_weights(self, model: Any, source: str) -> None:
+        """Set the published AudioSet weights.
+
+        Parameters
+        ----------
+        model : from `build_keras`.
+        source : `audioset` (downloaded once to the cache folder), or a local TensorFlow checkpoint
+            (`vggish_model.ckpt`).
+
+        Raises
+        ------
+        WeightsError : the file is missing, cannot be downloaded, or holds other tensors.
+        """
+        path = download_checkpoint() if source == "audioset" else Path(source)
+        for name, tensors in zip(LAYERS, read_checkpoint(path)):
+            layer = model.get_layer(name.split("/")[-1])
+            expected = [tuple(weight.shape) for weight in layer.weights]
+            if [tensor.shape for tensor in tensors] != expected:
+                found = [tensor.shape for tensor in tensors]
+                raise WeightsError(f"{path}: {name} must have shapes {expected}, not {found}: not VGGish's checkpoint")
+            layer.set_weights(tensors)
+
+
+def cache_folder() -> Path:
+    """Folder for downloads: $ORCAWATCH_CACHE, else ~/.cache/orcawatch."""
+    return Path(os.environ.get("ORCAWATCH_CACHE", Path.home() / ".cache" / "orcawatch"))
+
+
+def download_checkpoint() -> Path:
+    """Path of the published checkpoint, downloaded (some 280 MB) where the cache does not hold it."""
+    path = cache_folder() / "vggish_model.ckpt"
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    try:
+        urllib.request.urlretrieve(CHECKPOINT_URL, partial)
+    except (urllib.error.URLError, OSError) as fault:
+        raise WeightsError(
+            f"VGGish's AudioSet weights could not be downloaded from {CHECKPOINT_URL}: {fault}. Without a network, "
+            f"bring vggish_model.ckpt by hand to {path}, or give its path; or train from scratch on purpose"
+        ) from fault
+    return partial.rename(path)
+
+
+def read_checkpoint(path: Path) -> list[list[Any]]:
+    """Kernel and bias of the six convolutions from the published TensorFlow checkpoint."""
+    import tensorflow as tf
+
+    if not path.exists() and not Path(f"{path}.index").exists():
+        raise WeightsError(f"no VGGish checkpoint at {path}: expected is vggish_model.ckpt as published with AudioSet")
+    try:
+        reader = tf.train.load_checkpoint(str(path))
+        return [[reader.get_tensor(f"vggish/{name}/{part}") for part in ("weights", "biases")] for name in LAYERS]
+    except (ValueError, tf.errors.OpError) as fault:
+        raise WeightsError(f"{path} is not VGGish's checkpoint: {fault}") from fault
