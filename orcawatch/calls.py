@@ -1,12 +1,10 @@
 """Synthetic killer-whale sounds: pulsed calls, whistles, echolocation clicks.
 
-Every sound is a sum of partials that follow a frequency contour and a level contour, both given in frames of 1 ms.
-The ranges are those of the literature (cited at each function); which values a call takes is drawn at random.
+Every sound is a sum of partials that follow a frequency contour and a level contour, both in frames of 1 ms. The
+ranges are those of the literature (cited at each function); which values a call takes is drawn at random.
 """
 
 from __future__ import annotations
-
-from typing import List
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +20,10 @@ TOP_SHARE = 0.46  # nothing is synthesised above this share of the sampling rate
 def pulsed_call(rng: np.random.Generator, rate_hz: int) -> Sound:
     """One discrete pulsed call of a killer whale, about 0.4 to 2 s and its reverberation.
 
-    A pulse train whose repetition rate (250 to 2000 Hz, at times after a slow buzz) runs through several segments
-    with abrupt or smooth transitions; its spectrum is the harmonics of that rate under formant-like bands. Half of
-    the calls are two-voiced: a high-frequency component at 3 to 9.5 kHz with a contour of its own and sidebands
-    spaced by the pulse rate.
+    A pulse train whose repetition rate (250 to 2000 Hz, at times after a slow buzz) runs through several
+    segments with abrupt or smooth transitions; its spectrum is the harmonics of that rate under formant-like
+    bands. Half of the calls are two-voiced: a high-frequency component at 3 to 9.5 kHz with a contour of its own
+    and sidebands spaced by the pulse rate.
 
     Parameters
     ----------
@@ -40,8 +38,8 @@ def pulsed_call(rng: np.random.Generator, rate_hz: int) -> Sound:
 
     References
     ----------
-    Ford (1991), Can. J. Zool. 69: 1454-1483 (segments, pulse rates, durations); Miller and Bain (2000), Anim. Behav.
-    60: 617-628 (low- and high-frequency contours); Filatova et al. (2012), Anim. Behav. 83: 595-603 (two voices).
+    Ford (1991), Can. J. Zool. 69: 1454-1483 (segments, pulse rates, durations); Miller and Bain (2000), Anim.
+    Behav. 60: 617-628 (low- and high-frequency contours).
     """
     duration_s = float(np.clip(np.exp(rng.normal(np.log(0.85), 0.35)), 0.4, 2.0))
     pulse_hz = pulse_contour(rng, duration_s)
@@ -58,8 +56,8 @@ def whistle(rng: np.random.Generator, rate_hz: int) -> Sound:
 
     References
     ----------
-    Thomsen et al. (2001), J. Acoust. Soc. Am. 109: 1240-1246 (frequencies, modulation, duration); Riesch et al.
-    (2006), Anim. Behav. 71: 79-91 (stereotyped contours).
+    Thomsen et al. (2001), J. Acoust. Soc. Am. 109: 1240-1246 (frequencies, modulation, duration); Riesch
+    et al. (2006), Anim. Behav. 71: 79-91 (stereotyped contours).
     """
     duration_s = float(np.clip(np.exp(rng.normal(np.log(1.1), 0.6)), 0.2, 4.0))
     tone_hz = np.minimum(_whistle_contour(rng, duration_s), 0.42 * rate_hz)
@@ -72,15 +70,15 @@ def whistle(rng: np.random.Generator, rate_hz: int) -> Sound:
 def click_train(rng: np.random.Generator, rate_hz: int) -> Sound:
     """A train of echolocation clicks: 0.8 to 4 s of 5 to 40 clicks a second, each about 0.1 ms long.
 
-    Clicks are broadband and bimodal; the main lobe (20 kHz and above at sea) is put as high as the sampling rate
-    allows, the low lobe lies at 3 to 9 kHz. Level waxes and wanes as the beam sweeps past.
+    Clicks are broadband and bimodal; the main lobe (20 kHz and above at sea) is put as high as the sampling
+    rate allows, the low lobe lies at 3 to 9 kHz. Level waxes and wanes as the beam sweeps past.
 
     Parameters and return value as for `pulsed_call`.
 
     References
     ----------
-    Au et al. (2004), J. Acoust. Soc. Am. 115: 901-909 (bimodal spectrum); Eskesen et al. (2011), J. Acoust. Soc. Am.
-    130: 9-12 (duration, centroid).
+    Au et al. (2004), J. Acoust. Soc. Am. 115: 901-909 (bimodal spectrum); Eskesen et al. (2011), J. Acoust.
+    Soc. Am. 130: 9-12 (duration, centroid).
     """
     duration_s = rng.uniform(0.8, 4.0)
     times_s = _click_times(rng, duration_s)
@@ -96,14 +94,14 @@ def click_train(rng: np.random.Generator, rate_hz: int) -> Sound:
 def pulse_contour(rng: np.random.Generator, duration_s: float) -> Floats:
     """Pulse repetition rate of a call in Hz, one value per millisecond, 60 to 2000 Hz.
 
-    One to four segments (level, sweep or arch) joined smoothly or by a jump; three calls in ten begin with a buzz of
-    60 to 250 pulses a second (Ford 1991).
+    One to four segments (level, sweep or arch) joined smoothly or by a jump; three calls in ten begin with a
+    buzz of 60 to 250 pulses a second (Ford 1991).
     """
     frames = int(duration_s * FRAMES_PER_S)
     count = int(rng.choice([1, 2, 3, 4], p=[0.25, 0.35, 0.25, 0.15]))
     lengths = np.maximum(30, frames * rng.dirichlet(np.full(count, 3.0))).astype(int)
     log_rate = np.log(np.clip(np.exp(rng.normal(np.log(900), 0.4)), 350, 1700))
-    pieces: List[Floats] = []
+    pieces: list[Floats] = []
     for length in lengths:
         pieces.append(_segment(rng, length, log_rate))
         log_rate = pieces[-1][-1] + (rng.normal(0, 0.5) if rng.random() < 0.5 else 0.0)
@@ -111,7 +109,7 @@ def pulse_contour(rng: np.random.Generator, duration_s: float) -> Floats:
     rate = np.exp(middle + reach * np.tanh((np.concatenate(pieces) - middle) / reach))
     if rng.random() < 0.3:
         rate = np.concatenate([_buzz(rng), rate])
-    wobble = 1 + rng.uniform(0.002, 0.012) * _smooth_noise(rng, rate.size, 30)
+    wobble = 1 + rng.uniform(0.001, 0.006) * _smooth_noise(rng, rate.size, 30)
     return np.clip(_smooth(rate, int(rng.integers(6, 25))) * wobble, 60, 2000)
 
 
@@ -145,9 +143,7 @@ def _low_voice(rng: np.random.Generator, pulse_hz: Floats, rate_hz: int) -> Floa
     envelope_db = _envelope_db(rng, pulse_hz.size, depth_db=4.0)
     colour = _Colour(rng)
     partials = [k * pulse_hz for k in range(1, int(top_hz / pulse_hz.min()) + 1)]
-    envelope_db = envelope_db + 10 * np.log10(
-        pulse_hz / pulse_hz.max()
-    )  # slow pulses: more harmonics, equal power
+    envelope_db = envelope_db + 10 * np.log10(pulse_hz / pulse_hz.max())  # slow pulses: more harmonics, equal power
     levels = [envelope_db + colour.gain_db(partial) + rng.normal(0, 4) for partial in partials]
     return _unit(_synthesise(rng, partials, levels, rate_hz))
 
@@ -155,7 +151,7 @@ def _low_voice(rng: np.random.Generator, pulse_hz: Floats, rate_hz: int) -> Floa
 def _high_voice(rng: np.random.Generator, pulse_hz: Floats, rate_hz: int) -> Floats:
     """The high-frequency component with its sidebands at multiples of the pulse rate."""
     frames = pulse_hz.size
-    drift = np.cumsum(rng.normal(0, 1, 3) * (0.08, 0.05, 0.03)) @ np.sin(
+    drift = np.cumsum(rng.normal(0, 1, 3) * (0.05, 0.04, 0.03)) @ np.sin(
         np.pi * np.outer([0.5, 1, 2], np.linspace(0, 1, frames)) + rng.uniform(0, np.pi)
     )
     tone_hz = np.exp(rng.uniform(np.log(3800), np.log(8500)) + drift)
@@ -203,9 +199,7 @@ def _envelope_db(rng: np.random.Generator, frames: int, depth_db: float) -> Floa
     return np.asarray(level + 20 * np.log10(np.sin(0.5 * np.pi * gate) ** 2 + 10 ** (SILENT_DB / 20)))
 
 
-def _synthesise(
-    rng: np.random.Generator, partials: List[Floats], levels_db: List[Floats], rate_hz: int
-) -> Floats:
+def _synthesise(rng: np.random.Generator, partials: list[Floats], levels_db: list[Floats], rate_hz: int) -> Floats:
     """Sum of tones that follow `partials` (Hz per frame) at `levels_db` (per frame); silent near Nyquist."""
     frames = partials[0].size
     frame = np.arange(int(frames * rate_hz / FRAMES_PER_S)) * (FRAMES_PER_S / rate_hz)
@@ -247,7 +241,7 @@ def _finish(rng: np.random.Generator, dry: Floats, rate_hz: int) -> Sound:
 
 
 def multipath(rng: np.random.Generator, dry: Floats, rate_hz: int) -> Floats:
-    """Direct path, surface reflection (inverted), bottom reflection and a short exponential tail; 0.4 s longer."""
+    """Direct path, surface reflection (inverted), bottom reflection, exponential tail; 0.4 s longer."""
     response = np.zeros(int(0.4 * rate_hz))
     t = np.arange(response.size) / rate_hz
     tail = rng.standard_normal(response.size) * np.exp(-t / rng.uniform(0.02, 0.12))
@@ -287,6 +281,4 @@ def _smooth(values: Floats, frames: int) -> Floats:
 def _smooth_noise(rng: np.random.Generator, size: int, frames: int) -> Floats:
     """Random curve of unit standard deviation that changes over about `frames` frames."""
     knots = rng.standard_normal(size // frames + 4)
-    return (
-        _smooth(np.interp(np.arange(size) / frames, np.arange(knots.size), knots), max(1, frames // 2)) * 1.3
-    )
+    return _smooth(np.interp(np.arange(size) / frames, np.arange(knots.size), knots), max(1, frames // 2)) * 1.3

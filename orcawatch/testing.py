@@ -24,7 +24,7 @@ from .spectrogram import front_end_from_dict, rows_of
 Array = NDArray[np.float32]
 
 
-class NonConformance(OrcawatchError):
+class ConformanceError(OrcawatchError):
     """A plugin breaks the backbone contract; the text says which clause and what was found."""
 
 
@@ -33,7 +33,7 @@ def check_backbone(backbone: Backbone, seed: int = 0) -> None:
 
     Raises
     ------
-    NonConformance : naming the first clause that does not hold.
+    ConformanceError : naming the first clause that does not hold.
     """
     _check_attributes(backbone)
     _check_light_import(backbone)
@@ -58,7 +58,7 @@ def example_spectrograms(backbone: Backbone, seed: int = 0) -> Array:
 
 def _require(holds: bool, clause: str) -> None:
     if not holds:
-        raise NonConformance(clause)
+        raise ConformanceError(clause)
 
 
 def _check_attributes(backbone: Backbone) -> None:
@@ -112,4 +112,4 @@ def _check_missing_weights(backbone: Backbone, model: Any) -> None:
     except WeightsError as fault:
         _require(missing in str(fault), f"the error for missing weights must name the file expected, not {fault}")
     else:
-        raise NonConformance("load_weights must raise WeightsError where the file does not exist")
+        raise ConformanceError("load_weights must raise WeightsError where the file does not exist")

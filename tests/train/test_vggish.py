@@ -11,7 +11,7 @@ from orcawatch.backbone import backbone_names, load_backbone
 from orcawatch.errors import InputError, WeightsError
 from orcawatch.plugins import vggish
 from orcawatch.spectrogram import LogMel
-from orcawatch.testing import NonConformance, check_backbone
+from orcawatch.testing import ConformanceError, check_backbone
 
 
 def write_checkpoint(path: Path, filters: int = 512) -> dict[str, np.ndarray]:
@@ -38,7 +38,7 @@ def test_conforms() -> None:
 def test_kit_finds_a_broken_plugin() -> None:
     backbone = vggish.VGGish()
     backbone.feature_size = 511
-    with pytest.raises(NonConformance, match=r"\(3, 511\), not \(3, 512\)"):
+    with pytest.raises(ConformanceError, match=r"\(3, 511\), not \(3, 512\)"):
         check_backbone(backbone)
 
 
