@@ -38,8 +38,9 @@ def export_backbone(model: Any, quantization: str = "dynamic") -> bytes:
 
     spectrogram = tf.TensorSpec(shape, tf.float32, "spectrogram")
     relevance = tf.TensorSpec([1, size], tf.float32, "relevance")
-    return _convert(model, {"features": (features, [spectrogram]), "explain": (explain, [spectrogram, relevance])},
-                    quantization)
+    return _convert(
+        model, {"features": (features, [spectrogram]), "explain": (explain, [spectrogram, relevance])}, quantization
+    )
 
 
 def export_heads(heads: Sequence[Mapping[str, Any]], vote: Sequence[str], sizes: Mapping[str, int]) -> bytes:

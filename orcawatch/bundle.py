@@ -67,13 +67,19 @@ class Bundle:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the manifest (which holds every file's hash): names exactly this bundle in records."""
-        return sha256(self.folder / MANIFEST)
+        """Hash of the manifest, which holds every file's hash: names exactly this bundle in records."""
+        return str(self.manifest["digest"])
 
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of the manifest's content without its own `digest`, whatever its layout in the file."""
+    content = {key: value for key, value in manifest.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -105,6 +111,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(
             f"{path} has schema {schema!r}; this version reads {SCHEMA}: upgrade orcawatch or the bundle"
         )
+    if manifest.get("digest") != manifest_digest(manifest):
+        raise BundleError(f"{path} is damaged or was edited: its digest does not fit; copy or make the bundle again")
     return dict(manifest)
 
 
@@ -178,7 +186,8 @@ def write_bundle(folder: Path, manifest: Mapping[str, Any], files: Mapping[str, 
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
-    text = json.dumps({"schema": SCHEMA, **manifest, "files": hashes}, indent=1, sort_keys=True) + "\n"
+    content = {"schema": SCHEMA, **manifest, "files": hashes}
+    text = json.dumps({**content, "digest": manifest_digest(content)}, indent=1, sort_keys=True) + "\n"
     for name, content in {**files, MANIFEST: text.encode()}.items():
         _write_durably(partial / name, content)
     partial.rename(folder)

@@ -40,7 +40,7 @@ class Ensemble:
 
     def score(self, window: Window) -> WindowScore:
         """Confidences of every member on every channel of one window."""
-        members = np.stack([self._members(spectrograms) for spectrograms in self._finish(window)])
+        members = np.stack([self.score_spectrograms(spectrograms) for spectrograms in self._finish(window)])
         channels = members[:, self._vote].mean(axis=1)
         return WindowScore(
             window.start_sample,
@@ -49,6 +49,10 @@ class Ensemble:
             channels,
             fuse_channels(channels, self.bundle.channel_fusion),
         )
+
+    def score_spectrograms(self, spectrograms: Mapping[str, Array]) -> Array:
+        """Members' confidences from one channel's finished spectrograms, (frames, bands) by backbone."""
+        return self._heads.call("score", self._features(spectrograms))["scores"][0]
 
     def explain(self, window: Window, channel: int) -> tuple[Array, Array]:
         """Spectrogram and relevance of the vote's `orca` confidence on one channel.
@@ -73,6 +77,3 @@ class Ensemble:
 
     def _features(self, spectrograms: Mapping[str, Array]) -> dict[str, Array]:
         return {name: self._backbones[name].features(patch)[None] for name, patch in spectrograms.items()}
-
-    def _members(self, spectrograms: Mapping[str, Array]) -> Array:
-        return self._heads.call("score", self._features(spectrograms))["scores"][0]

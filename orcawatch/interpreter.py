@@ -14,11 +14,12 @@ from .errors import BundleError, OrcawatchError
 
 Array = NDArray[np.float32]
 
-RUNTIMES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
+# TensorFlow's own comes last: it serves the training environment, which has no other.
+RUNTIMES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter", "tensorflow.lite.python.interpreter")
 
 
 def runtime() -> Any:
-    """The interpreter's module: ai-edge-litert where it is installed, else tflite-runtime.
+    """The interpreter's module: ai-edge-litert where it is installed, else tflite-runtime, else TensorFlow's.
 
     Raises
     ------

@@ -1,0 +1,32 @@
+# make demo: see orcas detected on four channels. make test: every test, each side in its own environment.
+.PHONY: demo test edge train tflite lint clean
+EDGE = .venv/edge/bin
+TRAIN = .venv/train/bin
+TFLITE = .venv/tflite/bin
+
+demo: edge
+	$(EDGE)/orcawatch simulate orcawatch-out/demo/scene.flac --seconds 60 --seed 7
+	$(EDGE)/orcawatch run --input orcawatch-out/demo/scene.flac --output orcawatch-out/demo
+	@echo "Open the pictures in orcawatch-out/demo/snapshots: each shows what was heard beside what the network looked at."
+
+test: lint edge tflite train
+	$(EDGE)/python -m pytest tests/edge
+	$(TFLITE)/python -m pytest tests/edge -m "not hypothesis_heavy"
+	$(TRAIN)/python -m pytest tests/train
+
+lint: edge
+	$(EDGE)/ruff check .
+	$(EDGE)/ruff format --check .
+	cd docs && ../$(EDGE)/mypy --config-file ../setup.cfg -p orcawatch
+
+edge:
+	@deploy/environment.sh edge test
+
+tflite:
+	@deploy/environment.sh tflite tflite-runtime,test
+
+train:
+	@deploy/environment.sh train train,test
+
+clean:
+	rm -rf .venv build orcawatch-out

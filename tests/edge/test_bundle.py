@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orcawatch.bundle import SHIPPED, load_bundle, manifest_digest, write_bundle
+from orcawatch.errors import BundleError
+from orcawatch.spectrogram import LogMel
+
+FILES = {"vggish.tflite": b"backbone", "heads.tflite": b"heads", "model-card.md": b"# card\n"}
+
+
+def manifest(**changes: Any) -> dict[str, Any]:
+    backbone = {"name": "vggish", "file": "vggish.tflite", "feature_size": 512, "front_end": LogMel().to_dict()}
+    return {
+        "name": "small",
+        "backbones": [backbone],
+        "heads": {"file": "heads.tflite"},
+        "members": ["vggish", "vggish_neg"],
+        "vote": ["vggish_neg"],
+        "hop_s": 0.48,
+        "channel_fusion": "max",
+        "thresholds": {"start": 0.7, "stop": 0.5},
+        **changes,
+    }
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    path = folder / "manifest.json"
+    content = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({**content, "digest": manifest_digest(content)}))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_bundle(tmp_path / "bundle", manifest(), FILES)
+    return tmp_path / "bundle"
+
+
+def test_what_is_written_is_read(folder: Path) -> None:
+    bundle = load_bundle(folder)
+    assert (bundle.name, bundle.vote, bundle.hop_s) == ("small", ("vggish_neg",), 0.48)
+    assert bundle.backbones["vggish"].front_end == LogMel()
+    assert not list(folder.parent.glob("*.partial"))
+
+
+@pytest.mark.parametrize("name", list(FILES))
+def test_one_flipped_byte_is_refused(folder: Path, name: str) -> None:
+    content = bytearray(FILES[name])
+    content[3] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(BundleError, match=f"{name} is damaged"):
+        load_bundle(folder)
+
+
+def test_flipped_byte_in_the_manifest_is_refused(folder: Path) -> None:
+    path = folder / "manifest.json"
+    text = path.read_text()
+    path.write_text(text.replace('"start": 0.7', '"start": 0.6'))
+    with pytest.raises(BundleError, match="damaged or was edited"):
+        load_bundle(folder)
+    path.write_text("{")
+    with pytest.raises(BundleError, match="cannot be read"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"schema": 99}, "schema 99"),
+        ({"vote": ["other"]}, "vote must name members"),
+        ({"vote": []}, "vote must name members"),
+        ({"channel_fusion": "median"}, "max or mean, not 'median'"),
+        ({"thresholds": {"start": 0.2, "stop": 0.5}}, "stop <= start"),
+        ({"thresholds": {"start": 0.2}}, "lacks or garbles 'stop'"),
+        ({"hop_s": "soon"}, "lacks or garbles"),
+        ({"heads": {"file": "elsewhere.tflite"}}, "hash is not listed"),
+        ({"files": {}}, "names no files"),
+        ({"files": {"../outside": "0"}}, "lacks ../outside"),
+        ({"backbones": [{"name": "v", "file": "vggish.tflite", "feature_size": 1, "front_end": {"kind": "x"}}]}, "x"),
+    ],
+)
+def test_unfit_manifest_is_refused(folder: Path, changes: dict[str, Any], words: str) -> None:
+    rewrite(folder, **changes)
+    with pytest.raises(BundleError, match=words):
+        load_bundle(folder)
+
+
+def test_missing_parts_are_named(folder: Path) -> None:
+    with pytest.raises(BundleError, match=r"not a bundle: it has no manifest.json"):
+        load_bundle(folder.parent)
+    (folder / "heads.tflite").unlink()
+    with pytest.raises(BundleError, match=r"lacks heads.tflite"):
+        load_bundle(folder)
+
+
+def test_existing_folder_is_never_overwritten(folder: Path) -> None:
+    with pytest.raises(BundleError, match="exists already"):
+        write_bundle(folder, manifest(), FILES)
+
+
+def test_shipped_bundle_is_whole_and_small() -> None:
+    bundle = load_bundle(SHIPPED)
+    assert any(name.endswith("_neg") for name in bundle.vote)
+    assert (SHIPPED / "model-card.md").is_file()
+    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 25_000_000
