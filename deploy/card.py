@@ -54,8 +54,9 @@ def _use(manifest: Mapping[str, Any]) -> str:
     return (
         "## What it is\n\n"
         f"- Backbone: {backbones}; heads and masks in float32.\n"
-        f"- A window of 0.96 s every {manifest['hop_s']:g} s. A channel's score is the mean confidence of the\n"
-        f"  vote's members ({', '.join(manifest['vote'])}), the array's score the {manifest['channel_fusion']} over channels.\n"
+        f"- Vote: {', '.join(manifest['vote'])}.\n"
+        f"- A window of 0.96 s every {manifest['hop_s']:g} s. A channel's score is the mean confidence of the vote's\n"
+        f"  members, the array's score the {manifest['channel_fusion']} over channels.\n"
         "- Snapshots show deep Taylor relevance of the `orca` neuron; masks use the neuron of highest activation."
     )
 

@@ -63,9 +63,7 @@ def load_backbone(name: str) -> Backbone:
         if entry.name == name:
             backbone: Backbone = entry.load()()
             return backbone
-    raise InputError(
-        f"backbone must be one of {backbone_names()}, not {name!r}: install the package that brings it"
-    )
+    raise InputError(f"backbone must be one of {backbone_names()}, not {name!r}: install the package that brings it")
 
 
 class EdgeBackbone:
@@ -82,9 +80,9 @@ class EdgeBackbone:
     def features(self, spectrogram: Array) -> Array:
         """Pooled features of one spectrogram (frames, bands): float32, shape (feature_size,)."""
         batch = spectrogram.reshape(1, *self.front_end.shape)
-        return self._model.call("features", {"spectrogram": batch})["features"][0]
+        return np.asarray(self._model.call("features", {"spectrogram": batch})["features"][0])
 
     def explain(self, spectrogram: Array, relevance: Array) -> Array:
         """Relevance of the features spread over the spectrogram: float32, shape (frames, bands)."""
         inputs = {"spectrogram": spectrogram.reshape(1, *self.front_end.shape), "relevance": relevance[None]}
-        return self._model.call("explain", inputs)["map"][0, :, :, 0]
+        return np.asarray(self._model.call("explain", inputs)["map"][0, :, :, 0])

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .durable import sync_folder, write_bytes
 from .errors import BundleError
 from .spectrogram import FrontEnd, front_end_from_dict
 
@@ -108,9 +108,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{path} cannot be read: {fault}; copy the bundle again") from fault
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if schema != SCHEMA:
-        raise BundleError(
-            f"{path} has schema {schema!r}; this version reads {SCHEMA}: upgrade orcawatch or the bundle"
-        )
+        raise BundleError(f"{path} has schema {schema!r}; this version reads {SCHEMA}: upgrade orcawatch or the bundle")
     if manifest.get("digest") != manifest_digest(manifest):
         raise BundleError(f"{path} is damaged or was edited: its digest does not fit; copy or make the bundle again")
     return dict(manifest)
@@ -188,13 +186,7 @@ def write_bundle(folder: Path, manifest: Mapping[str, Any], files: Mapping[str, 
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
     content = {"schema": SCHEMA, **manifest, "files": hashes}
     text = json.dumps({**content, "digest": manifest_digest(content)}, indent=1, sort_keys=True) + "\n"
-    for name, content in {**files, MANIFEST: text.encode()}.items():
-        _write_durably(partial / name, content)
+    for name, data in {**files, MANIFEST: text.encode()}.items():
+        write_bytes(partial / name, data)
     partial.rename(folder)
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    sync_folder(folder.parent)

@@ -52,7 +52,7 @@ class Ensemble:
 
     def score_spectrograms(self, spectrograms: Mapping[str, Array]) -> Array:
         """Members' confidences from one channel's finished spectrograms, (frames, bands) by backbone."""
-        return self._heads.call("score", self._features(spectrograms))["scores"][0]
+        return np.asarray(self._heads.call("score", self._features(spectrograms))["scores"][0])
 
     def explain(self, window: Window, channel: int) -> tuple[Array, Array]:
         """Spectrogram and relevance of the vote's `orca` confidence on one channel.

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import soundfile
 
 from .calls import Floats, Sound, click_train, pulsed_call, whistle
+from .durable import write_whole
 from .errors import InputError
 from .noise import (
     FULL_SCALE_DB,
@@ -186,13 +187,13 @@ def write_scene(scene: Scene, path: Path) -> Path:
     flac = stem.with_name(stem.name + ".flac")
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(
+        write_whole(
             flac,
-            lambda partial: soundfile.write(partial, scene.samples, scene.rate_hz, format="FLAC", subtype="PCM_16"),
+            lambda file: soundfile.write(file, scene.samples, scene.rate_hz, format="FLAC", subtype="PCM_16"),
         )
-        _write_whole(
+        write_whole(
             stem.with_name(stem.name + ".json"),
-            lambda partial: partial.write_text(json.dumps(scene.truth, indent=1) + "\n", encoding="utf-8"),
+            lambda file: file.write((json.dumps(scene.truth, indent=1) + "\n").encode()),
         )
     except (OSError, soundfile.LibsndfileError) as error:
         raise InputError(f"cannot write the scene to {flac}: {error}; choose a writable folder") from error
@@ -354,13 +355,3 @@ def _checked_positions(places: Any) -> tuple[tuple[float, ...], ...]:
             "hydrophones_m must be finite and within 1000 m of the first hydrophone; move the array together, in metres"
         )
     return tuple(tuple(row) for row in array.tolist())
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it into place."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

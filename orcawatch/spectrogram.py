@@ -20,6 +20,9 @@ from .errors import AudioError, BundleError
 
 Array = NDArray[np.float32]
 
+NORMALISATIONS = ("none", "band_floor")
+FLOOR_RANK = 20  # of a window's 96 frames: about the 20th percentile
+
 
 class FrontEnd(Protocol):
     """What every front end offers; `rows` and `finish` are pure functions of their arguments."""
@@ -49,6 +52,12 @@ def hertz_to_mel(hertz: NDArray[np.float64] | float) -> NDArray[np.float64]:
     return np.asarray(1127.0 * np.log1p(np.asarray(hertz, dtype=np.float64) / 700.0))
 
 
+def mel_edges(bands: int, low_hz: float, high_hz: float) -> NDArray[np.float64]:
+    """Borders and centres of the bands in mel, evenly spaced: shape (bands + 2,), band k from k to k + 2."""
+    low, high = float(hertz_to_mel(low_hz)), float(hertz_to_mel(high_hz))
+    return np.linspace(low, high, bands + 2)
+
+
 def mel_matrix(bands: int, bins: int, rate_hz: int, low_hz: float, high_hz: float) -> Array:
     """Weights of the mel bands, triangles that are linear in mel.
 
@@ -56,21 +65,38 @@ def mel_matrix(bands: int, bins: int, rate_hz: int, low_hz: float, high_hz: floa
     triangles differ from librosa's, which are linear in Hz. The bin of 0 Hz has no weight.
     """
     bin_mel = hertz_to_mel(np.linspace(0.0, rate_hz / 2, bins))[:, None]
-    edges = np.linspace(*hertz_to_mel(np.array([low_hz, high_hz])), bands + 2)
+    edges = mel_edges(bands, low_hz, high_hz)
     lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
     rising = (bin_mel - lower) / (centre - lower)
     falling = (upper - bin_mel) / (upper - centre)
     weights = np.maximum(0.0, np.minimum(rising, falling))
     weights[0] = 0.0
-    return weights.astype(np.float32)
+    return np.asarray(weights, np.float32)
+
+
+def above_floor(rows: Array, offset: float) -> Array:
+    """Level of each cell above its band's floor, natural log units: see `LogMel`; shape (..., frames, bands).
+
+    A window of digital silence gives zeros.
+    """
+    mean = rows.mean(axis=(-2, -1), keepdims=True)
+    level = np.log(rows / np.maximum(mean, np.float32(1e-12)) + np.float32(offset))
+    floor = np.partition(level, FLOOR_RANK - 1, axis=-2)[..., FLOOR_RANK - 1 : FLOOR_RANK, :]
+    return np.asarray(np.maximum(level - floor, 0), np.float32)
 
 
 @dataclass(frozen=True)
 class LogMel:
     """VGGish's log-mel spectrogram: 0.96 s as 96 frames of 64 mel bands.
 
-    A periodic Hann window of 25 ms every 10 ms, magnitude spectrum, mel bands from 125 to 7500 Hz,
-    log(mel + offset). Source: Hershey et al. 2017 and the published VGGish code.
+    A periodic Hann window of 25 ms every 10 ms, magnitude spectrum, mel bands from 125 to 7500 Hz, log(mel + offset).
+    Source: Hershey et al. 2017 and the published VGGish code.
+
+    `normalise` is `none`, as published (what AudioSet's weights need), or `band_floor`: each window is first divided by
+    its own mean, so that the recorder's gain does not count, then each band's floor (the `FLOOR_RANK`-th lowest of its
+    frames) is subtracted from the logarithm and what lies below it is 0, so that the recorder's colour and a steady
+    background do not count. Its output is >= 0 and is 0 where there is only background, which also makes deep Taylor's
+    z+ rule point at what stands out.
     """
 
     rate_hz: int = 16000
@@ -82,7 +108,12 @@ class LogMel:
     high_hz: float = 7500.0
     offset: float = 0.01
     frames: int = 96
+    normalise: str = "none"
     kind: str = "log_mel"
+
+    def __post_init__(self) -> None:
+        if self.normalise not in NORMALISATIONS:
+            raise BundleError(f"normalise must be one of {NORMALISATIONS}, not {self.normalise!r}; upgrade orcawatch")
 
     @property
     def frame_samples(self) -> int:
@@ -107,8 +138,8 @@ class LogMel:
     @cached_property
     def frequencies_hz(self) -> NDArray[np.float64]:
         """Centre of each band, Hz, shape (bands,)."""
-        edges = np.linspace(*hertz_to_mel(np.array([self.low_hz, self.high_hz])), self.bands + 2)
-        return np.asarray(700.0 * np.expm1(edges[1:-1] / 1127.0))
+        centres = mel_edges(self.bands, self.low_hz, self.high_hz)[1:-1]
+        return np.asarray(700.0 * np.expm1(centres / 1127.0))
 
     @cached_property
     def _matrix(self) -> Array:
@@ -139,7 +170,9 @@ class LogMel:
 
     def finish(self, rows: Array) -> Array:
         """Logarithm of one or more windows' rows, shape (..., frames, bands) in and out."""
-        return np.log(rows + np.float32(self.offset))
+        if self.normalise == "none":
+            return np.asarray(np.log(rows + np.float32(self.offset)))
+        return above_floor(rows, self.offset)
 
     def to_dict(self) -> dict[str, Any]:
         """Every constant, for the manifest."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from orcawatch.errors import AudioError, BundleError
 from orcawatch.spectrogram import LogMel, RowStream, front_end_from_dict, mel_matrix, rows_of
 
@@ -91,3 +92,25 @@ def test_travels_in_the_manifest() -> None:
         front_end_from_dict({"kind": "log_mel", "colour": 1})
     with pytest.raises(BundleError, match="must be one of"):
         front_end_from_dict({"kind": "cepstrum"})
+
+
+def test_band_floor_equals_plain_loop() -> None:
+    rows = np.random.default_rng(3).random((96, 64)).astype(np.float32)
+    found = LogMel(normalise="band_floor").finish(rows)
+    for band in range(0, 64, 9):
+        levels = [math.log(rows[t, band] / rows.mean(dtype=float) + 0.01) for t in range(96)]
+        floor = sorted(levels)[19]
+        np.testing.assert_allclose(found[:, band], [max(0.0, level - floor) for level in levels], atol=1e-5)
+
+
+def test_band_floor_ignores_gain_and_steady_background() -> None:
+    front_end = LogMel(normalise="band_floor")
+    rows = np.random.default_rng(4).random((3, 96, 64)).astype(np.float32)
+    np.testing.assert_allclose(front_end.finish(rows * 50), front_end.finish(rows), atol=1e-4)
+    assert not front_end.finish(np.full((96, 64), 0.3, np.float32)).any()
+    assert not front_end.finish(np.zeros((96, 64), np.float32)).any()
+
+
+def test_unknown_normalisation_is_refused() -> None:
+    with pytest.raises(BundleError, match="must be one of .*not 'loud'"):
+        LogMel(normalise="loud")

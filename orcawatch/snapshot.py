@@ -1,0 +1,471 @@
+"""The relevance snapshot of an event: what the network heard, and what made it say `orca`."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .durable import write_whole
+from .errors import AudioError
+from .records import Event, Window
+from .spectrogram import FrontEnd, hertz_to_mel, rows_of
+from .windows import windows_of
+
+if TYPE_CHECKING:
+    from .bundle import Bundle
+    from .ensemble import Ensemble
+
+Array = NDArray[np.float32]
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+METHOD = "deep Taylor, orca neuron, conserving rule for average pooling"
+LONGEST_S = 12.0  # of a picture
+LOWEST_DB = -120.0  # levels below are shown as this
+CALL_DB = 6.0  # a cell this far above its band's background belongs to the call
+CALL_SHARE = (0.05, 0.95)  # of the call's energy, the borders of its band
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What one channel sounded like, and what made the vote say `orca`.
+
+    Attributes
+    ----------
+    level_db : float32, shape (frames, bands), dB re a sine of full scale at the band's centre.
+    relevance : float32, shape (frames, bands), not negative, in units of the members' orca logits.
+    times_s : middle of each frame, seconds from the first sample, shape (frames,).
+    frequencies_hz : middle of each band, shape (bands,).
+    method : how the relevance was computed.
+    windows : windows that were explained.
+    silent_windows : those of them whose relevance is all zero: no member's orca logit is positive there.
+    """
+
+    level_db: Array
+    relevance: Array
+    times_s: Floats
+    frequencies_hz: Floats
+    method: str
+    windows: int
+    silent_windows: int
+
+
+def explain_audio(ensemble: Ensemble, samples_mono: Array, rate_hz: int) -> Explanation:
+    """Spectrogram and relevance of a stretch of audio without holes.
+
+    The audio is cut into the ensemble's windows; where windows overlap, their relevance is averaged frame by frame.
+    Audio shorter than a window is repeated to fill one, as for scoring, and only the frames before the repetition
+    are returned.
+
+    Parameters
+    ----------
+    ensemble : explains single windows.
+    samples_mono : float32, shape (samples,).
+    rate_hz : samples per second.
+
+    Raises
+    ------
+    AudioError : not one frame fits into the audio, or the rate is too low for the front end.
+    """
+    front_end = _first_front_end(ensemble.bundle)
+    rows = _rows_by_backbone(ensemble.bundle, samples_mono, rate_hz)
+    frames = next(iter(rows.values()))[:, 0]
+    pairs = [(start, ensemble.explain(window, 0)[1]) for start, window in _windows(ensemble.bundle, rows)]
+    middle_s = front_end.frame_samples / 2 / front_end.rate_hz
+    return Explanation(
+        level_db=level_db(front_end, frames),
+        relevance=average_overlapping(pairs, len(frames)),
+        times_s=np.arange(len(frames)) * front_end.hop_samples / front_end.rate_hz + middle_s,
+        frequencies_hz=front_end.frequencies_hz,
+        method=METHOD,
+        windows=len(pairs),
+        silent_windows=sum(not relevance.any() for _, relevance in pairs),
+    )
+
+
+def level_db(front_end: FrontEnd, rows: Array) -> Array:
+    """Rows (frames, bands) of magnitudes as levels, dB re a sine of full scale at the band's centre."""
+    time_s = np.arange(front_end.frame_samples) / front_end.rate_hz
+    sines = np.sin(2 * np.pi * time_s[:, None] * front_end.frequencies_hz).astype(np.float32)
+    full_scale = np.diagonal(front_end.rows(sines)[0])
+    lowest = full_scale * 10 ** (LOWEST_DB / 20)
+    return np.asarray(20 * np.log10(np.maximum(rows, lowest) / full_scale), np.float32)
+
+
+def average_overlapping(pairs: Sequence[tuple[int, Array]], frames: int) -> Array:
+    """Mean over the windows that cover a frame.
+
+    Parameters
+    ----------
+    pairs : (first frame, values of shape (window frames, bands)) of each window.
+    frames : length of the result; what a window holds past it is left out.
+
+    Returns
+    -------
+    float32, shape (frames, bands); 0 where no window lies.
+    """
+    total = np.zeros((frames, pairs[0][1].shape[1]))
+    count = np.zeros((frames, 1))
+    for start, values in pairs:
+        real = values[: frames - start]
+        total[start : start + len(real)] += real
+        count[start : start + len(real)] += 1
+    return (total / np.maximum(count, 1)).astype(np.float32)
+
+
+def call_band(power_db: Array, event_frames: Flags, frequencies_hz: Floats) -> tuple[float, float]:
+    """Frequency band of the call, from the spectrogram alone.
+
+    Each band's background is its median over the frames outside the event, or over all frames where fewer than a
+    tenth lie outside. A cell of the event belongs to the call where it stands at least 6 dB above that; its energy is
+    what it has above the background, in multiples of the background, so that a loud but steady hum counts for nothing.
+    The call's band holds the middle 90 % of that energy (5 % to 95 %, from the outer edge of one band to that of
+    another). Where no cell stands out, it is all that the front end covers.
+
+    Parameters
+    ----------
+    power_db : shape (frames, bands).
+    event_frames : which frames belong to the event, shape (frames,).
+    frequencies_hz : middle of each band, rising, shape (bands,).
+
+    Returns
+    -------
+    low_hz, high_hz
+    """
+    edges = band_edges_hz(frequencies_hz)
+    outside = ~event_frames if np.mean(~event_frames) >= 0.1 else np.ones_like(event_frames)
+    above_db = power_db[event_frames] - np.median(power_db[outside], axis=0)
+    excess = np.where(above_db >= CALL_DB, 10 ** (above_db.astype(np.float64) / 10) - 1, 0).sum(axis=0)
+    if not excess.any():
+        return float(edges[0]), float(edges[-1])
+    share = np.cumsum(excess) / excess.sum()
+    low, high = np.searchsorted(share, CALL_SHARE)
+    return float(edges[low]), float(edges[high + 1])
+
+
+def band_edges_hz(frequencies_hz: Floats) -> Floats:
+    """Borders between bands, shape (bands + 1,): half way between their middles in mel."""
+    mel = hertz_to_mel(frequencies_hz)
+    inner = (mel[:-1] + mel[1:]) / 2
+    outer = np.concatenate([[2 * mel[0] - inner[0]], inner, [2 * mel[-1] - inner[-1]]])
+    return np.asarray(np.maximum(mel_to_hertz(outer), 0.0))
+
+
+def mel_to_hertz(mel: Floats) -> Floats:
+    """Inverse of `hertz_to_mel`."""
+    return np.asarray(700.0 * np.expm1(np.asarray(mel) / 1127.0))
+
+
+def relevance_numbers(explanation: Explanation, event_frames: Flags, band_hz: tuple[float, float]) -> dict[str, float]:
+    """How well the relevance agrees with the call.
+
+    Returns
+    -------
+    relevance_in_band : share of all relevance that lies in the call's band during the event, 0 to 1; left out where
+        every window is silent, because there is nothing to share.
+    area_in_band : share of the picture's cells that lie there, which is what relevance at random would reach.
+    band_low_hz, band_high_hz : the call's band.
+    windows, silent_windows : as in `Explanation`.
+    """
+    frequencies_hz = explanation.frequencies_hz
+    inside = np.outer(event_frames, (frequencies_hz > band_hz[0]) & (frequencies_hz < band_hz[1]))
+    total = float(explanation.relevance.sum(dtype=np.float64))
+    numbers = {"relevance_in_band": float(explanation.relevance[inside].sum(dtype=np.float64)) / total} if total else {}
+    return {
+        **numbers,
+        "area_in_band": float(inside.mean()),
+        "band_low_hz": band_hz[0],
+        "band_high_hz": band_hz[1],
+        "windows": float(explanation.windows),
+        "silent_windows": float(explanation.silent_windows),
+    }
+
+
+def make_snapshot(
+    ensemble: Ensemble,
+    samples: Array,
+    rate_hz: int,
+    first_sample: int,
+    event: Event,
+    title: str,
+    path_without_suffix: Path,
+) -> tuple[Path, dict[str, float]]:
+    """Write the picture (PNG) and its arrays (NPZ) of one event, each whole or not at all.
+
+    The best channel is shown, at most 12 s of it, around the window of the highest score.
+
+    Parameters
+    ----------
+    ensemble : explains single windows.
+    samples : the event's clip, float32, shape (samples, channels), without holes.
+    rate_hz : samples per second.
+    first_sample : position of the clip's first row in the stream.
+    event : what was detected, in the stream's positions.
+    title : one short line: source and time.
+    path_without_suffix : `.png` and `.npz` are added.
+
+    Returns
+    -------
+    The PNG's path, and the figures of `relevance_numbers`.
+
+    Raises
+    ------
+    AudioError : as for `explain_audio`.
+    """
+    start, end = excerpt(len(samples), rate_hz, peak_sample(event) - first_sample)
+    explanation = explain_audio(ensemble, samples[start:end, event.best_channel], rate_hz)
+    arrays = _arrays(ensemble.bundle, explanation, event, rate_hz, first_sample, start)
+    event_frames = _between(arrays["times_s"], arrays["event_s"])
+    band_hz = call_band(explanation.level_db, event_frames, explanation.frequencies_hz)
+    numbers = relevance_numbers(explanation, event_frames, band_hz)
+    arrays |= {"band_hz": np.array(band_hz), "title": np.array([title, *_lines(event, numbers)])}
+    png, npz = (path_without_suffix.with_name(path_without_suffix.name + suffix) for suffix in (".png", ".npz"))
+    write_whole(npz, lambda file: np.savez_compressed(file, **arrays))
+    write_whole(png, lambda file: draw(arrays, file))
+    gc.collect()  # a figure is full of cycles: left alone, a dozen of them double the process's memory
+    return png, numbers
+
+
+def peak_sample(event: Event) -> int:
+    """Middle of the event's window of the highest score, position in the stream."""
+    best = max(event.windows, key=lambda window: window.score)
+    return (best.start_sample + best.end_sample) // 2
+
+
+def excerpt(samples: int, rate_hz: int, peak: int) -> tuple[int, int]:
+    """First and last (exclusive) sample of at most 12 s around `peak`, moved inside the clip at its ends."""
+    length = min(samples, round(LONGEST_S * rate_hz))
+    start = min(max(peak - length // 2, 0), samples - length)
+    return start, start + length
+
+
+def draw(arrays: Mapping[str, NDArray[Any]], file: BinaryIO) -> None:
+    """Draw the picture as PNG, 1080 x 1200 pixels: readable on a phone held upright.
+
+    From top to bottom, on one time axis: the spectrogram, the relevance over a faint spectrogram, and the scores of
+    all channels. The event lies between the dotted lines, the call's band is boxed.
+
+    Parameters
+    ----------
+    arrays : those of the NPZ file beside the picture.
+    file : open for writing.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.8, 12.0), dpi=100, facecolor="white")
+    FigureCanvasAgg(figure)
+    _write_heading(figure, arrays)
+    _draw_spectrogram(figure, arrays)
+    _draw_relevance(figure, arrays)
+    _draw_scores(figure, arrays)
+    figure.savefig(file, format="png")
+
+
+# Places in the picture: left, bottom, width, height as shares of its size.
+LEFT, WIDTH = 0.112, 0.725
+SPECTROGRAM, RELEVANCE, SCORES = (0.59, 0.285), (0.253, 0.285), (0.093, 0.11)
+BAR_LEFT, BAR_WIDTH = 0.855, 0.022
+TICKS_HZ = (250.0, 500.0, 1000.0, 2000.0, 4000.0, 7000.0)
+LARGE, MEDIUM, SMALL = 22, 18, 15  # points; 18 points are 9 pixels high where the picture is shown 400 pixels wide
+# Okabe and Ito's colours, told apart by every kind of colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
+
+
+def _first_front_end(bundle: Bundle) -> FrontEnd:
+    """Front end of the backbone whose relevance `Ensemble.explain` returns."""
+    return next(iter(bundle.backbones.values())).front_end
+
+
+def _rows_by_backbone(bundle: Bundle, samples_mono: Array, rate_hz: int) -> dict[str, Array]:
+    rows = {
+        name: rows_of(backbone.front_end, samples_mono[:, None], rate_hz) for name, backbone in bundle.backbones.items()
+    }
+    if not all(len(found) for found in rows.values()):
+        raise AudioError(
+            f"audio must hold at least one frame ({_first_front_end(bundle).frame_samples} samples at "
+            f"{_first_front_end(bundle).rate_hz} Hz) to be explained, not {len(samples_mono)} samples at {rate_hz} Hz"
+        )
+    return rows
+
+
+def _windows(bundle: Bundle, rows: Mapping[str, Array]) -> Iterator[tuple[int, Window]]:
+    """(first frame, window) of every window, as the first backbone counts frames."""
+    cut = {name: _cut(bundle.backbones[name].front_end, found, bundle.hop_s) for name, found in rows.items()}
+    starts = next(iter(cut.values()))[0]
+    hop = _first_front_end(bundle).hop_samples
+    for index, start in enumerate(starts):
+        found = {name: windows[index] for name, (_, windows) in cut.items()}
+        end = start + _first_front_end(bundle).frames
+        yield int(start), Window(int(start) * hop, int(end) * hop, found)
+
+
+def _cut(front_end: FrontEnd, rows: Array, hop_s: float) -> tuple[NDArray[np.int64], Array]:
+    """Starts and windows, shape (windows, channels, frames, bands)."""
+    hop = round(hop_s * front_end.rate_hz / front_end.hop_samples)
+    starts, windows = windows_of(rows, front_end.frames, hop)
+    return starts, windows.swapaxes(1, 2)
+
+
+def _arrays(
+    bundle: Bundle, explanation: Explanation, event: Event, rate_hz: int, first_sample: int, start: int
+) -> dict[str, Any]:
+    """What the picture is drawn from; times in seconds from the clip's first sample."""
+    middles = [(window.start_sample + window.end_sample) / 2 for window in event.windows]
+    return {
+        "spectrogram_db": explanation.level_db,
+        "relevance": explanation.relevance,
+        "times_s": explanation.times_s + start / rate_hz,
+        "frequencies_hz": explanation.frequencies_hz,
+        "event_s": (np.array([event.start_sample, event.end_sample]) - first_sample) / rate_hz,
+        "score_times_s": (np.array(middles) - first_sample) / rate_hz,
+        "channel_scores": np.stack([window.channel_scores for window in event.windows]),
+        "best_channel": np.array(event.best_channel),
+        "threshold": np.array(bundle.start_threshold),
+        "method": np.array(explanation.method),
+    }
+
+
+def _between(times_s: Floats, span_s: Floats) -> Flags:
+    return np.asarray((times_s >= span_s[0]) & (times_s < span_s[1]))
+
+
+def _lines(event: Event, numbers: Mapping[str, float]) -> list[str]:
+    """What the picture's heading says below the title."""
+    who = f"channel {event.best_channel + 1} of {len(event.channel_scores)}, score {event.score:.2f}"
+    if "relevance_in_band" not in numbers:
+        return [who, "no relevance: no member's orca logit is above zero"]
+    share, area = numbers["relevance_in_band"], numbers["area_in_band"]
+    return [who, f"{share:.0%} of the relevance in the box ({area:.0%} by chance)"]
+
+
+def _write_heading(figure: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
+    title, *lines = (str(line) for line in arrays["title"])
+    short = title if len(title) <= 62 else f"{title[:30]} … {title[-29:]}"
+    figure.text(0.02, 0.985, short, fontsize=LARGE if len(short) < 50 else MEDIUM, fontweight="bold", va="top")
+    figure.text(0.02, 0.948, " · ".join(lines), fontsize=MEDIUM, va="top")
+    figure.text(0.02, 0.006, str(arrays["method"]), fontsize=SMALL, color="0.35", va="bottom")
+
+
+def _axes(figure: Any, place: tuple[float, float], title: str, arrays: Mapping[str, NDArray[Any]]) -> Any:
+    axes = figure.add_axes((LEFT, place[0], WIDTH, place[1]))
+    axes.set_title(title, fontsize=MEDIUM, loc="left", pad=6)
+    axes.tick_params(labelsize=MEDIUM, length=6)
+    edges_s = _edges_s(arrays["times_s"])
+    axes.set_xlim(edges_s[0], edges_s[-1])
+    return axes
+
+
+def _edges_s(times_s: Floats) -> Floats:
+    step = times_s[1] - times_s[0] if len(times_s) > 1 else 0.01
+    return np.asarray(np.append(times_s, times_s[-1] + step) - step / 2)
+
+
+def _show(axes: Any, arrays: Mapping[str, NDArray[Any]], values: NDArray[np.floating[Any]], **style: Any) -> Any:
+    """Draw cells (frames, bands) at their true frequencies on an axis that is even in mel."""
+    edges_hz = band_edges_hz(arrays["frequencies_hz"])
+    shown = axes.pcolormesh(_edges_s(arrays["times_s"]), edges_hz, values.T, **style)
+    axes.set_yscale("function", functions=(hertz_to_mel, mel_to_hertz))
+    axes.set_ylim(edges_hz[0], edges_hz[-1])
+    ticks_hz = [hertz for hertz in TICKS_HZ if edges_hz[0] <= hertz <= edges_hz[-1]]
+    axes.set_yticks(ticks_hz, [f"{hertz / 1000:g}" for hertz in ticks_hz])
+    axes.set_yticks([], minor=True)
+    axes.set_ylabel("kHz", fontsize=MEDIUM, labelpad=2)
+    return shown
+
+
+def _mark(axes: Any, arrays: Mapping[str, NDArray[Any]], colour: str) -> None:
+    """Dotted lines around the event, a box around the call's band."""
+    (start_s, end_s), (low_hz, high_hz) = arrays["event_s"], arrays["band_hz"]
+    for time_s in (start_s, end_s):
+        axes.axvline(time_s, color=colour, linewidth=2, linestyle=":")
+    axes.plot(
+        [start_s, end_s, end_s, start_s, start_s],
+        [low_hz, low_hz, high_hz, high_hz, low_hz],
+        color=colour,
+        linewidth=2.5,
+    )
+
+
+def _bar(figure: Any, shown: Any, place: tuple[float, float], label: str) -> Any:
+    bar = figure.colorbar(shown, cax=figure.add_axes((BAR_LEFT, place[0], BAR_WIDTH, place[1])))
+    bar.set_label(label, fontsize=MEDIUM)
+    bar.ax.tick_params(labelsize=MEDIUM)
+    return bar
+
+
+def _draw_spectrogram(figure: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
+    low_khz, high_khz = arrays["band_hz"] / 1000
+    axes = _axes(figure, SPECTROGRAM, f"Spectrogram · box: the call, {low_khz:.1f} to {high_khz:.1f} kHz", arrays)
+    level_db = arrays["spectrogram_db"]
+    low_db, high_db = np.percentile(level_db, [10, 99.8])
+    shown = _show(axes, arrays, level_db, cmap="magma", vmin=low_db, vmax=max(high_db, low_db + 20))
+    axes.tick_params(labelbottom=False)
+    _mark(axes, arrays, "white")
+    _bar(figure, shown, SPECTROGRAM, "dB re full scale")
+
+
+def _draw_relevance(figure: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Relevance above the picture's average, as multiples of it, over a faint spectrogram."""
+    from matplotlib.colors import PowerNorm
+
+    axes = _axes(figure, RELEVANCE, "Relevance · what made it say orca", arrays)
+    low_db, high_db = np.percentile(arrays["spectrogram_db"], [10, 99.8])
+    _show(axes, arrays, arrays["spectrogram_db"], cmap="Greys", vmin=low_db, vmax=high_db + 2 * (high_db - low_db))
+    relevance = arrays["relevance"] / (arrays["relevance"].mean() or 1)
+    norm = PowerNorm(0.5, 1, max(float(np.percentile(relevance, 99.8)), 3))
+    shown = _show(axes, arrays, relevance, cmap=_veil(), norm=norm)
+    axes.tick_params(labelbottom=False)
+    _mark(axes, arrays, "black")
+    bar = _bar(figure, shown, RELEVANCE, "times the average")
+    bar.set_ticks([1, *(tick for tick in bar.get_ticks() if 1 < tick <= norm.vmax)])
+
+
+def _veil() -> Any:
+    """Colours from clear to opaque, so that only relevance covers the spectrogram beneath."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    colours = colormaps["viridis_r"](np.linspace(0, 1, 256))
+    colours[:, 3] = np.minimum(1, np.linspace(0, 3, 256))
+    colours[0, 3] = 0
+    return ListedColormap(colours)
+
+
+def _draw_scores(figure: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
+    axes = _axes(figure, SCORES, "Orca score of each channel · dashed: threshold", arrays)
+    best, scores = int(arrays["best_channel"]), arrays["channel_scores"]
+    for channel in sorted(range(scores.shape[1]), key=lambda channel: channel == best):
+        style = _line(channel, best, scores.shape[1])
+        axes.plot(arrays["score_times_s"], scores[:, channel], marker="o", markersize=1.8 * style["linewidth"], **style)
+    axes.axhline(float(arrays["threshold"]), color="0.3", linewidth=2, linestyle="--", zorder=1)
+    axes.set_ylim(0, 1.04)
+    axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+    axes.set_xlabel("seconds of the clip", fontsize=MEDIUM)
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda index: int(labels[index].split()[-1]))
+    axes.legend(
+        [handles[index] for index in order],
+        [labels[index] for index in order],
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        fontsize=SMALL,
+        frameon=False,
+        handlelength=1,
+        labelspacing=0.25,
+    )
+
+
+def _line(channel: int, best: int, channels: int) -> dict[str, Any]:
+    """Style of a channel's line: a colour each; with more channels than colours, the best stands out of the rest."""
+    if channel == best:
+        return {"color": COLOURS[channel % len(COLOURS)], "linewidth": 5, "label": f"ch {channel + 1}"}
+    if channels > len(COLOURS):
+        return {"color": "0.6", "linewidth": 2}
+    return {"color": COLOURS[channel], "linewidth": 2.5, "label": f"ch {channel + 1}"}

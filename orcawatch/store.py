@@ -1,0 +1,262 @@
+"""Detections in SQLite: what was acknowledged is still there after a kill or a power cut."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import Any
+
+from .errors import InputError, OrcawatchError
+
+# Step n takes a database from schema n to n + 1. Never change a step that was released: append one.
+STEPS = (
+    """
+    CREATE TABLE detections (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        source TEXT NOT NULL,
+        start_s REAL NOT NULL,
+        end_s REAL NOT NULL,
+        start_utc TEXT,
+        score REAL NOT NULL,
+        channel_scores TEXT NOT NULL,
+        best_channel INTEGER NOT NULL,
+        bundle TEXT NOT NULL,
+        bundle_digest TEXT NOT NULL,
+        clip TEXT,
+        snapshot TEXT,
+        numbers TEXT NOT NULL
+    )
+    """,
+)
+COLUMNS = (
+    "id, source, start_s, end_s, start_utc, score, channel_scores, best_channel, bundle, bundle_digest, "
+    "clip, snapshot, numbers"
+)
+BUSY_S = 30.0  # how long to wait for another process that is writing
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One row: an event, where its clip and picture are, and what is known about it.
+
+    Attributes
+    ----------
+    id : number of the row; None until it is stored.
+    source : name of the stream (a file's path, a device's name).
+    start_s, end_s : the event's span, seconds since the stream's start.
+    start_utc : time of the event's start where it is known, timezone-aware.
+    score : highest fused score, 0 to 1.
+    channel_scores : highest score of each channel, 0 to 1.
+    best_channel : index of the channel with the highest score, from 0.
+    bundle, bundle_digest : name of the bundle that scored, and SHA-256 of its manifest.
+    clip, snapshot : paths of the FLAC clip and of the PNG; None until they are written.
+    numbers : figures about the event, finite, by name (`orcawatch.snapshot.relevance_numbers`).
+    """
+
+    id: int | None
+    source: str
+    start_s: float
+    end_s: float
+    start_utc: datetime | None
+    score: float
+    channel_scores: tuple[float, ...]
+    best_channel: int
+    bundle: str
+    bundle_digest: str
+    clip: str | None = None
+    snapshot: str | None = None
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+class Store:
+    """The database of detections; every method may be called from any thread.
+
+    Write-ahead log with `synchronous=FULL`: a commit returns when the disk holds it.
+
+    Parameters
+    ----------
+    path : the SQLite file; it and its folder are made where they are missing.
+
+    Raises
+    ------
+    InputError : the file is no database, is damaged, or was written by a newer version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._connection = sqlite3.connect(path, BUSY_S, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as fault:
+            raise InputError(f"{path} cannot be opened: {fault}; name a file that can be written") from fault
+        try:
+            self._prepare()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def add(self, detection: Detection) -> int:
+        """Record a detection (its `id` is ignored); the row is on the disk when its new id is returned.
+
+        Raises
+        ------
+        OrcawatchError : the row could not be written, for instance because the disk is full.
+        ValueError : `start_utc` has no timezone, or a number is not finite.
+        """
+        row = _row(detection)
+        marks = ", ".join("?" * len(row))
+        with self._transaction() as connection:
+            added = connection.execute(f"INSERT INTO detections VALUES (NULL, {marks})", row).lastrowid
+        return int(added or 0)
+
+    def attach(
+        self,
+        id: int,
+        clip: str | None = None,
+        snapshot: str | None = None,
+        numbers: Mapping[str, float] | None = None,
+    ) -> None:
+        """Add to a detection what was made after it was recorded; what is None stays, numbers are merged by name.
+
+        Raises
+        ------
+        KeyError : no detection has that id.
+        OrcawatchError, ValueError : as for `add`.
+        """
+        change = (clip, snapshot, _json(dict(numbers or {})), id)
+        with self._transaction() as connection:
+            found = connection.execute(
+                "UPDATE detections SET clip = coalesce(?, clip), snapshot = coalesce(?, snapshot), "
+                "numbers = json_patch(numbers, ?) WHERE id = ?",
+                change,
+            ).rowcount
+        if not found:
+            raise KeyError(f"{self.path} holds no detection {id}")
+
+    def detections(self) -> list[Detection]:
+        """Every detection, in the order in which they were added."""
+        with self._transaction() as connection:
+            rows = connection.execute(f"SELECT {COLUMNS} FROM detections ORDER BY id").fetchall()
+        return [_detection(row) for row in rows]
+
+    def close(self) -> None:
+        """Close the database; closing twice is allowed."""
+        with self._lock:
+            self._connection.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _prepare(self) -> None:
+        try:
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = FULL")
+            found = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        except sqlite3.OperationalError as fault:
+            raise InputError(f"{self.path} cannot be used: {fault}; name a file that can be written") from fault
+        except sqlite3.DatabaseError as fault:
+            found = str(fault)
+        if found != "ok":
+            raise InputError(
+                f"{self.path} is damaged or no database of detections: {found}; move it and its -wal file away "
+                "(`sqlite3 FILE .recover` may rescue rows), a new one is then made"
+            )
+        self._migrate()
+
+    def _migrate(self) -> None:
+        """Run the steps that the file has not seen, in one transaction: all or none."""
+        with self._transaction() as connection:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if not 0 <= version <= len(STEPS):
+                raise InputError(
+                    f"{self.path} has schema {version}; this version reads 0 to {len(STEPS)}: "
+                    "upgrade orcawatch, or name another file"
+                )
+            for step in STEPS[version:]:
+                connection.execute(step)
+            connection.execute(f"PRAGMA user_version = {len(STEPS)}")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of what is done inside, on the disk at the end, or none of it."""
+        with self._lock:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except sqlite3.Error as fault:
+                self._undo()
+                raise OrcawatchError(
+                    f"{self.path} could not be used: {fault}; check that the disk is there and not full"
+                ) from fault
+            except BaseException:
+                self._undo()
+                raise
+
+    def _undo(self) -> None:
+        """Roll back where SQLite has not done so itself."""
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False)
+
+
+def _utc_text(moment: datetime | None) -> str | None:
+    if moment is None:
+        return None
+    if moment.utcoffset() is None:
+        raise ValueError(f"start_utc must have a timezone; {moment.isoformat()} has none: add timezone.utc")
+    return moment.isoformat()
+
+
+def _row(detection: Detection) -> tuple[Any, ...]:
+    """Values of every column but the id, in the table's order."""
+    return (
+        detection.source,
+        float(detection.start_s),
+        float(detection.end_s),
+        _utc_text(detection.start_utc),
+        float(detection.score),
+        _json([float(score) for score in detection.channel_scores]),
+        int(detection.best_channel),
+        detection.bundle,
+        detection.bundle_digest,
+        detection.clip,
+        detection.snapshot,
+        _json({name: float(value) for name, value in detection.numbers.items()}),
+    )
+
+
+def _detection(row: tuple[Any, ...]) -> Detection:
+    id, source, start_s, end_s, start_utc, score, channel_scores, best_channel, bundle, digest, *rest = row
+    clip, snapshot, numbers = rest
+    return Detection(
+        id=id,
+        source=source,
+        start_s=start_s,
+        end_s=end_s,
+        start_utc=None if start_utc is None else datetime.fromisoformat(start_utc),
+        score=score,
+        channel_scores=tuple(json.loads(channel_scores)),
+        best_channel=best_channel,
+        bundle=bundle,
+        bundle_digest=digest,
+        clip=clip,
+        snapshot=snapshot,
+        numbers=json.loads(numbers),
+    )

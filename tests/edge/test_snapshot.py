@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orcawatch import snapshot
+from orcawatch.errors import AudioError
+from orcawatch.records import Event, Window, WindowScore
+from orcawatch.snapshot import Explanation
+from orcawatch.spectrogram import LogMel, rows_of
+
+FRONT_END = LogMel()
+RATE_HZ = 22050
+SIZE = (1080, 1200)
+
+
+class FakeEnsemble:
+    """Relevance is the rows themselves, and zero for windows whose rows all lie below `silent_below`."""
+
+    def __init__(self, silent_below: float = 0.0) -> None:
+        backbone = SimpleNamespace(front_end=FRONT_END)
+        self.bundle = SimpleNamespace(backbones={"fake": backbone}, hop_s=0.48, start_threshold=0.5)
+        self.spans: list[tuple[int, int]] = []
+        self._silent_below = silent_below
+
+    def explain(self, window: Window, channel: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = window.rows["fake"][channel]
+        assert rows.shape == (96, 64)
+        self.spans.append((window.start_sample, window.end_sample))
+        return FRONT_END.finish(rows), rows * (rows.max() >= self._silent_below)
+
+
+def noise(seconds: float, channels: int = 1, level: float = 0.001) -> np.ndarray:
+    size = (round(seconds * RATE_HZ), channels)
+    return np.random.default_rng(0).normal(0, level, size).astype(np.float32)
+
+
+def sweep(low_hz: float, high_hz: float, seconds: float, rate_hz: int = RATE_HZ) -> np.ndarray:
+    time_s = np.arange(round(seconds * rate_hz)) / rate_hz
+    phase = 2 * np.pi * (low_hz * time_s + (high_hz - low_hz) * time_s**2 / (2 * seconds))
+    return (0.2 * np.sin(phase)).astype(np.float32)
+
+
+def clip_with_call(channels: int = 4, seconds: float = 4.0) -> np.ndarray:
+    """Noise, a loud hum, and on one channel a call of 1 to 3 kHz from second 1.5 to 2.5."""
+    samples = noise(seconds, channels)
+    samples += 0.3 * np.sin(2 * np.pi * 200 * np.arange(len(samples)) / RATE_HZ)[:, None].astype(np.float32)
+    start = round(1.5 * RATE_HZ)
+    samples[start : start + RATE_HZ, min(1, channels - 1)] += sweep(1000, 3000, 1.0)
+    return samples
+
+
+def event(start_s: float, end_s: float, first_sample: int, scores: list[list[float]], best: int) -> Event:
+    borders = np.linspace(start_s, end_s, len(scores) + 1) * RATE_HZ + first_sample
+    windows = tuple(
+        WindowScore(int(a), int(b), np.zeros((len(row), 1), np.float32), np.array(row, np.float32), max(row))
+        for a, b, row in zip(borders, borders[1:], scores)
+    )
+    channels = np.max([window.channel_scores for window in windows], axis=0)
+    return Event(int(borders[0]), int(borders[-1]), float(channels.max()), channels, best, windows)
+
+
+def explanation(relevance: np.ndarray, silent: int = 0) -> Explanation:
+    frames = len(relevance)
+    return Explanation(
+        np.zeros((frames, 64), np.float32), relevance, np.arange(frames) / 100, FRONT_END.frequencies_hz, "m", 3, silent
+    )
+
+
+def png_size(content: bytes) -> tuple[int, int]:
+    assert content.startswith(b"\x89PNG") and b"IEND" in content[-12:]
+    return struct.unpack(">II", content[16:24])
+
+
+@settings(deadline=None)
+@given(frames=st.integers(1, 60), size=st.integers(1, 20), hop=st.integers(1, 20))
+def test_average_equals_plain_loop(frames: int, size: int, hop: int) -> None:
+    rng = np.random.default_rng(frames)
+    pairs = [(start, rng.random((size, 2), np.float32)) for start in range(0, frames, min(hop, size))]
+    expected = np.zeros((frames, 2))
+    for frame in range(frames):
+        covering = [values[frame - start] for start, values in pairs if start <= frame < start + size]
+        for band in range(2):
+            expected[frame, band] = sum(values[band] for values in covering) / len(covering)
+    np.testing.assert_allclose(snapshot.average_overlapping(pairs, frames), expected, rtol=1e-6)
+
+
+def test_windows_side_by_side_keep_their_relevance() -> None:
+    pairs = [(start, np.random.default_rng(start).random((5, 3)).astype(np.float32)) for start in (0, 5, 10)]
+    total = sum(values.sum() for _, values in pairs)
+    assert snapshot.average_overlapping(pairs, 15).sum() == pytest.approx(total)
+
+
+@pytest.mark.parametrize("band", [0, 20, 63])
+def test_level_of_a_full_scale_sine_is_0_db(band: int) -> None:
+    time_s = np.arange(FRONT_END.frame_samples)[:, None] / FRONT_END.rate_hz
+    sine = np.sin(2 * np.pi * FRONT_END.frequencies_hz[band] * time_s).astype(np.float32)
+    for factor, expected_db in ((1.0, 0.0), (0.5, -6.0206), (0.0, -120.0)):
+        level_db = snapshot.level_db(FRONT_END, FRONT_END.rows(factor * sine)[:, 0])
+        assert level_db[0, band] == pytest.approx(expected_db, abs=1e-3)
+
+
+def test_band_edges_are_those_of_the_mel_bands() -> None:
+    edges_hz = snapshot.band_edges_hz(FRONT_END.frequencies_hz)
+    middles = (snapshot.hertz_to_mel(edges_hz[1:]) + snapshot.hertz_to_mel(edges_hz[:-1])) / 2
+    np.testing.assert_allclose(snapshot.mel_to_hertz(middles), FRONT_END.frequencies_hz)
+    assert 125 < edges_hz[0] < FRONT_END.frequencies_hz[0] and FRONT_END.frequencies_hz[-1] < edges_hz[-1] < 7500
+
+
+@pytest.mark.parametrize(("low_hz", "high_hz"), [(1000, 3000), (600, 1200), (3000, 6500)])
+def test_band_of_a_known_call(low_hz: int, high_hz: int) -> None:
+    samples = noise(4.0)
+    samples[RATE_HZ : 2 * RATE_HZ, 0] += sweep(low_hz, high_hz, 1.0)
+    samples += 0.3 * np.sin(2 * np.pi * 200 * np.arange(len(samples)) / RATE_HZ)[:, None].astype(np.float32)
+    level_db = snapshot.level_db(FRONT_END, rows_of(FRONT_END, samples, RATE_HZ)[:, 0])
+    frames = np.arange(len(level_db))
+    found = snapshot.call_band(level_db, (frames > 90) & (frames < 210), FRONT_END.frequencies_hz)
+    band_hz = np.diff(snapshot.band_edges_hz(FRONT_END.frequencies_hz)).max()
+    slack = 0.15 * (high_hz - low_hz)  # 5 % of the energy lies outside on either side
+    assert low_hz - band_hz / 2 < found[0] < low_hz + slack
+    assert high_hz - slack < found[1] < high_hz + band_hz / 2
+
+
+def plain_band(power_db: np.ndarray, inside: np.ndarray) -> tuple[int, int]:
+    """Loop version: indices of the first and the last band."""
+    excess = []
+    for band in range(power_db.shape[1]):
+        outside = sorted(power_db[frame, band] for frame in range(len(power_db)) if not inside[frame])
+        middle = len(outside) // 2
+        background = outside[middle] if len(outside) % 2 else (outside[middle - 1] + outside[middle]) / 2
+        above = [power_db[frame, band] - background for frame in range(len(power_db)) if inside[frame]]
+        excess.append(sum(10 ** (db / 10) - 1 for db in above if db >= 6))
+    running, low, high = 0.0, -1, -1
+    for band, energy in enumerate(excess):
+        running += energy
+        low = band if low < 0 and running >= 0.05 * sum(excess) else low
+        high = band if high < 0 and running >= 0.95 * sum(excess) else high
+    return low, high
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_call_band_equals_plain_loop(seed: int) -> None:
+    power_db = np.random.default_rng(seed).normal(-60, 8, (40, 64))
+    inside = np.arange(40) % 4 < 2
+    low, high = plain_band(power_db, inside)
+    edges_hz = snapshot.band_edges_hz(FRONT_END.frequencies_hz)
+    found = snapshot.call_band(power_db, inside, FRONT_END.frequencies_hz)
+    assert found == (edges_hz[low], edges_hz[high + 1])
+
+
+def test_band_without_a_call_is_everything() -> None:
+    edges_hz = snapshot.band_edges_hz(FRONT_END.frequencies_hz)
+    found = snapshot.call_band(np.full((50, 64), -60.0), np.arange(50) < 20, FRONT_END.frequencies_hz)
+    assert found == (edges_hz[0], edges_hz[-1])
+
+
+def test_event_as_long_as_the_clip_has_a_band() -> None:
+    level_db = np.full((100, 64), -60.0)
+    level_db[40:60, 30] = -20.0
+    low_hz, high_hz = snapshot.call_band(level_db, np.ones(100, bool), FRONT_END.frequencies_hz)
+    assert low_hz < FRONT_END.frequencies_hz[30] < high_hz < FRONT_END.frequencies_hz[31]
+
+
+def test_even_relevance_reaches_what_chance_reaches() -> None:
+    numbers = snapshot.relevance_numbers(explanation(np.ones((50, 64), np.float32)), np.arange(50) < 20, (1000, 3000))
+    assert numbers["relevance_in_band"] == pytest.approx(numbers["area_in_band"])
+    bands = sum(1000 < hertz < 3000 for hertz in FRONT_END.frequencies_hz)
+    assert numbers["area_in_band"] == pytest.approx(20 / 50 * bands / 64)
+
+
+def test_share_counts_band_and_time() -> None:
+    relevance = np.zeros((50, 64), np.float32)
+    band = int(np.argmin(np.abs(FRONT_END.frequencies_hz - 2000)))
+    relevance[10, band], relevance[10, 0], relevance[40, band] = 6, 3, 1
+    numbers = snapshot.relevance_numbers(explanation(relevance, silent=1), np.arange(50) < 20, (1000, 3000))
+    assert numbers["relevance_in_band"] == pytest.approx(0.6)
+    assert (numbers["windows"], numbers["silent_windows"]) == (3, 1)
+    assert (numbers["band_low_hz"], numbers["band_high_hz"]) == (1000, 3000)
+
+
+def test_no_relevance_has_no_share() -> None:
+    numbers = snapshot.relevance_numbers(
+        explanation(np.zeros((50, 64), np.float32), 3), np.arange(50) < 20, (1000, 3000)
+    )
+    assert "relevance_in_band" not in numbers and numbers["silent_windows"] == 3
+
+
+def test_explains_every_frame() -> None:
+    samples = clip_with_call(1)[:, 0]
+    ensemble = FakeEnsemble()
+    found = snapshot.explain_audio(ensemble, samples, RATE_HZ)
+    rows = rows_of(FRONT_END, samples[:, None], RATE_HZ)[:, 0]
+    np.testing.assert_allclose(found.relevance, rows, rtol=1e-6)
+    assert found.windows == len(ensemble.spans) == 8
+    assert ensemble.spans[1] == (48 * 160, (48 + 96) * 160)
+    assert found.times_s[[0, 100]] == pytest.approx([0.0125, 1.0125])
+
+
+def test_short_audio_counts_its_real_frames_only() -> None:
+    samples = noise(0.5)[:, 0]
+    found = snapshot.explain_audio(FakeEnsemble(), samples, RATE_HZ)
+    rows = rows_of(FRONT_END, samples[:, None], RATE_HZ)[:, 0]
+    assert len(rows) < 50 and found.windows == 1
+    np.testing.assert_array_equal(found.relevance, rows)
+
+
+def test_silent_windows_are_counted() -> None:
+    samples = noise(6.0, level=1e-5)[:, 0]
+    samples[RATE_HZ * 5 :] += sweep(1000, 2000, 1.0)
+    found = snapshot.explain_audio(FakeEnsemble(silent_below=0.5), samples, RATE_HZ)
+    assert (found.windows, found.silent_windows) == (12, 9)
+    assert not found.relevance[:400].any() and found.relevance[500:].any()
+
+
+def test_audio_without_a_frame_is_refused() -> None:
+    with pytest.raises(AudioError, match="at least one frame"):
+        snapshot.explain_audio(FakeEnsemble(), np.zeros(100, np.float32), RATE_HZ)
+
+
+@given(samples=st.integers(1, 50000), peak=st.integers(-10, 50010))
+def test_excerpt_holds_the_peak(samples: int, peak: int) -> None:
+    start, end = snapshot.excerpt(samples, 1000, peak)
+    assert end - start == min(samples, 12000) and start >= 0 and end <= samples
+    assert start <= min(max(peak, 0), samples - 1) < end
+
+
+def test_snapshot_files(tmp_path: Path) -> None:
+    detected = event(1.4, 2.6, 70000, [[0.2, 0.6, 0.3, 0.1], [0.3, 0.9, 0.4, 0.2]], best=1)
+    ensemble = FakeEnsemble()
+    png, numbers = snapshot.make_snapshot(
+        ensemble, clip_with_call(), RATE_HZ, 70000, detected, "scene.flac · 12.5 s", tmp_path / "2026.1"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2026.1.npz", "2026.1.png"] and png.name == "2026.1.png"
+    assert png_size(png.read_bytes()) == SIZE
+    assert numbers["band_low_hz"] == pytest.approx(1100, abs=120)
+    assert numbers["band_high_hz"] == pytest.approx(2900, abs=200)
+    with np.load(tmp_path / "2026.1.npz") as arrays:
+        assert set(arrays) >= {"spectrogram_db", "relevance", "times_s", "frequencies_hz", "channel_scores"}
+        assert arrays["event_s"] == pytest.approx([1.4, 2.6], abs=1e-3)
+        assert arrays["channel_scores"].shape == (2, 4)
+        again = io.BytesIO()
+        snapshot.draw(dict(arrays), again)
+    assert again.getvalue() == png.read_bytes()
+
+
+def test_long_clip_is_shown_around_its_peak(tmp_path: Path) -> None:
+    detected = event(1.0, 19.0, 0, [[0.6]] * 17 + [[0.9]], best=0)
+    ensemble = FakeEnsemble()
+    snapshot.make_snapshot(ensemble, noise(20.0), RATE_HZ, 0, detected, "t", tmp_path / "long")
+    with np.load(tmp_path / "long.npz") as arrays:
+        assert arrays["times_s"][[0, -1]] == pytest.approx([8, 20], abs=0.05)
+
+
+@pytest.mark.parametrize("channels", [1, 8, 12])
+def test_draws_silence_and_any_number_of_channels(tmp_path: Path, channels: int) -> None:
+    detected = event(0.0, 0.9, 0, [[0.5] * channels], best=channels - 1)
+    samples = np.zeros((RATE_HZ, channels), np.float32)
+    png, numbers = snapshot.make_snapshot(
+        FakeEnsemble(), samples, RATE_HZ, 0, detected, "a long name " * 20, tmp_path / "quiet"
+    )
+    assert png_size(png.read_bytes()) == SIZE
+    assert numbers["silent_windows"] == numbers["windows"] == 2 and "relevance_in_band" not in numbers
+
+
+def test_matplotlib_is_loaded_only_to_draw() -> None:
+    program = "import sys, orcawatch.snapshot; print([name for name in sys.modules if 'matplotlib' in name])"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
