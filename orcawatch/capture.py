@@ -1,0 +1,130 @@
+"""Sources of audio, and the screen that keeps unusable samples out of the scores."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import AudioError
+from .records import AudioBlock, StreamInfo
+
+log = logging.getLogger(__name__)
+
+LOUDEST = 1e6  # full scale is 1.0; beyond this, power spectra overflow float32
+QUIET_S = 1.0
+
+
+class Source(Protocol):
+    """Where audio comes from.
+
+    Attributes
+    ----------
+    info : what is yielded, fixed for the source's life.
+    waits : whether audio stays until it is asked for (a file), or comes whether or not it is (a live stream).
+    """
+
+    @property
+    def info(self) -> StreamInfo: ...
+    @property
+    def waits(self) -> bool: ...
+
+    def blocks(self) -> Iterator[AudioBlock]:
+        """Yield blocks in order until the source ends.
+
+        Raises
+        ------
+        AudioError : the source broke; everything that could be read was yielded before.
+        """
+        ...
+
+
+class Screen:
+    """Refuses samples that are no audio: not a number, infinite, or beyond `LOUDEST`.
+
+    A row is refused on all channels where one channel is bad, and so is audio of less than `QUIET_S` between two bad
+    rows. What passes is the same wherever the block borders fall; a refused stretch looks like a gap to what follows.
+
+    Parameters
+    ----------
+    name : of the source, for the log.
+    rate_hz : samples per second, for the log and for `QUIET_S`.
+
+    Attributes
+    ----------
+    refused : number of rows refused so far.
+    """
+
+    def __init__(self, name: str, rate_hz: int) -> None:
+        self.refused = 0
+        self._name = name
+        self._rate_hz = rate_hz
+        self._needed = round(QUIET_S * rate_hz)
+        self._bad = False
+        self._held: list[AudioBlock] = []
+        self._held_rows = 0
+
+    def push(self, block: AudioBlock) -> Iterator[AudioBlock]:
+        """Yield the stretches of the block, and of audio held back before, that pass."""
+        with np.errstate(invalid="ignore"):
+            good = np.all(np.abs(block.samples) <= LOUDEST, axis=1)
+        if good.all() and not self._bad:
+            yield block
+            return
+        for first, last, passes in runs(good):
+            part = AudioBlock(block.samples[first:last], block.start_sample + first)
+            if passes:
+                yield from self._pass(part)
+            else:
+                self._refuse(part)
+
+    def finish(self) -> Iterator[AudioBlock]:
+        """Yield what was held back: no bad row came after it."""
+        yield from self._release()
+
+    def _pass(self, part: AudioBlock) -> Iterator[AudioBlock]:
+        if not self._bad:
+            yield part
+            return
+        self._held.append(part)
+        self._held_rows += len(part.samples)
+        if self._held_rows >= self._needed:
+            yield from self._release()
+
+    def _refuse(self, part: AudioBlock) -> None:
+        self.refused += len(part.samples) + self._held_rows
+        self._held, self._held_rows = [], 0
+        if not self._bad:
+            log.warning("%s", self._complaint(part))
+        self._bad = True
+
+    def _complaint(self, part: AudioBlock) -> str:
+        channel = int(np.argmin(np.abs(part.samples[0]) <= LOUDEST))
+        return (
+            f"{self._name}: audio is refused from sample {part.start_sample} "
+            f"({part.start_sample / self._rate_hz:.3f} s) on: channel {channel} is {part.samples[0, channel]}; "
+            f"scoring goes on after {QUIET_S:g} s of finite samples"
+        )
+
+    def _release(self) -> Iterator[AudioBlock]:
+        held, self._held, self._held_rows, self._bad = self._held, [], 0, False
+        yield from held
+
+
+def runs(flags: NDArray[np.bool_]) -> Iterator[tuple[int, int, bool]]:
+    """Yield (first, past the last, value) of every run of equal flags."""
+    borders = [0, *(np.flatnonzero(np.diff(flags)) + 1).tolist(), len(flags)]
+    for first, last in zip(borders, borders[1:]):
+        if first < last:
+            yield first, last, bool(flags[first])
+
+
+def check_channels(name: str, channels: int, rows: int) -> None:
+    """Raise AudioError where there is nothing to score."""
+    if channels < 1:
+        raise AudioError(f"{name} has {channels} channels; it must have at least 1")
+    if rows < 1:
+        raise AudioError(f"{name} holds no audio (0 samples); record it again, or remove it")

@@ -1,0 +1,34 @@
+"""Select the array's channels from what a source yields."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .errors import InputError
+from .records import AudioBlock
+
+
+def chosen_channels(channels: Sequence[int] | None, available: int) -> tuple[int, ...]:
+    """The channels to use, 0-based: all where None is given.
+
+    Raises
+    ------
+    InputError : a channel that is not there, one named twice, or none.
+    """
+    chosen = tuple(range(available)) if channels is None else tuple(channels)
+    if missing := [channel for channel in chosen if not 0 <= channel < available]:
+        raise InputError(
+            f"channels must be 0 to {available - 1} (the source has {available}), not {missing}: change `channels`"
+        )
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise InputError(f"channels must name each channel once, and at least one, not {list(chosen)}")
+    return chosen
+
+
+def select(block: AudioBlock, channels: Sequence[int]) -> AudioBlock:
+    """The block with these columns only, in this order."""
+    if list(channels) == list(range(block.samples.shape[1])):
+        return block
+    return AudioBlock(np.ascontiguousarray(block.samples[:, list(channels)]), block.start_sample)

@@ -1,0 +1,426 @@
+"""The command line; heavy modules are loaded by the commands that need them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, TypeVar
+
+import click
+
+from ._version import __version__
+from .errors import InputError, OrcawatchError
+
+if TYPE_CHECKING:
+    from .bundle import Bundle
+    from .config import Settings
+    from .scan import Recording
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+log = logging.getLogger(__name__)
+
+GROUP = "orcawatch.commands"
+SKIPPED = 3
+EXIT_CODES = """\b
+Exit codes:
+  0  everything went well
+  1  an error of orcawatch or of the machine
+  2  bad input or usage
+  3  scan only: one or more files could not be scored in full; the others were
+"""
+# Commands that come with an extra: what their line in --help says, and how to install what they need.
+EXTRAS = {
+    "train": ("Train a bundle from labelled recordings.", "pip install 'orcawatch[train]'"),
+    "deploy": ("Build and quantize bundles.", "pip install 'orcawatch[train]'"),
+}
+
+
+class Root(click.Group):
+    """The commands here, and those of the entry-point group `orcawatch.commands`, loaded when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all commands."""
+        return sorted({*super().list_commands(ctx), *entry_points()})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The command, loaded."""
+        entry = entry_points().get(name)
+        return super().get_command(ctx, name) or (None if entry is None else load_command(entry))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """One line each, without loading any."""
+        rows = [(name, self._short_help(name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run; an error that orcawatch raised on purpose becomes one line and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except OrcawatchError as fault:
+            click.echo(f"orcawatch: {fault}", err=True)
+            ctx.exit(fault.exit_code)
+
+    def _short_help(self, name: str) -> str:
+        command = self.commands.get(name)
+        if command is not None:
+            return command.get_short_help_str(limit=80)
+        return EXTRAS.get(name, (f"Added by {entry_points()[name].value}.",))[0]
+
+
+def entry_points() -> dict[str, Any]:
+    """Commands of installed packages, by name."""
+    if sys.version_info >= (3, 10):
+        from importlib import metadata
+    else:
+        import importlib_metadata as metadata
+    return {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
+
+
+def load_command(entry: Any) -> click.Command:
+    """The command behind an entry point; raises OrcawatchError where what it needs is not installed."""
+    try:
+        command: click.Command = entry.load()
+    except ImportError as fault:
+        cure = EXTRAS.get(entry.name, ("", f"install what {entry.value} needs"))[1]
+        raise OrcawatchError(f"`orcawatch {entry.name}` lacks packages that it needs ({fault}): {cure}") from fault
+    return command
+
+
+def logged(command: F) -> F:
+    """Add --verbose and --quiet, and log to stderr."""
+    verbose = click.option("-v", "--verbose", is_flag=True, help="Log details.")
+    quiet = click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only.")
+
+    def wrapped(*args: Any, verbose: bool, quiet: bool, **kwargs: Any) -> Any:
+        set_up_logging(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+        return command(*args, **kwargs)
+
+    wrapped.__doc__ = command.__doc__
+    wrapped.__name__ = command.__name__
+    wrapped.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+    return verbose(quiet(wrapped))  # type: ignore[return-value]
+
+
+def set_up_logging(level: int) -> None:
+    """Log to stderr, one line a record, `orcawatch`'s own records from `level` on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Lines())
+    logging.getLogger().handlers[:] = [handler]
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("orcawatch").setLevel(level)
+
+
+class Lines(logging.Formatter):
+    """`orcawatch: text`, with the level named from warnings on."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record."""
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        return f"orcawatch: {level}{super().format(record)}"
+
+
+FILE = click.Path(path_type=Path)
+config_option = click.option("--config", type=FILE, metavar="FILE", help="Settings, YAML (docs/configuration.md).")
+bundle_option = click.option("--bundle", type=FILE, metavar="FOLDER", help="The bundle. [default: the shipped one]")
+output_option = click.option(
+    "--output", type=FILE, metavar="FOLDER", help="Where detections go. [default: ./orcawatch-out]"
+)
+format_option = click.option(
+    "--format", "how", type=click.Choice(["text", "jsonl", "csv"]), default="text", show_default=True,
+    help="How detections are printed.",
+)  # fmt: skip
+
+
+@click.group(cls=Root, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="orcawatch")
+def main() -> None:
+    """Listen for orcas on any number of hydrophones."""
+
+
+@main.command(epilog=EXIT_CODES)
+@config_option
+@click.option("--input", "file", type=FILE, metavar="FILE", help="Audio file to listen to, in place of the settings'.")
+@click.option("--realtime", is_flag=True, help="Play the file at its own speed.")
+@bundle_option
+@output_option
+@format_option
+@logged
+def run(
+    config: Path | None, file: Path | None, realtime: bool, bundle: Path | None, output: Path | None, how: str
+) -> None:
+    """Listen to a source until it ends, or until SIGTERM or SIGINT.
+
+    Detections are written to the output folder (SQLite, FLAC clips, snapshots) and printed.
+    """
+    from . import daemon
+    from .files import FileSource
+
+    settings = chosen_settings(config, bundle, output)
+    path = file or settings.source.file
+    if path is None:
+        raise InputError("there is nothing to listen to: give --input FILE, or source.file in the settings")
+    with daemon.stop_signals() as stop:
+        source = FileSource(path, realtime or settings.source.realtime)
+        ensemble = daemon.open_ensemble(settings)
+        totals = daemon.run(source, ensemble, settings, Printer(how, settings), stop)
+    log.info("%s: %s", path, totals)
+    if totals.fault is not None:
+        raise totals.fault
+
+
+@main.command(epilog=EXIT_CODES)
+@click.argument("paths", nargs=-1, required=True, type=FILE, metavar="PATH...")
+@config_option
+@bundle_option
+@output_option
+@format_option
+@click.option(
+    "--clip-scores", type=FILE, metavar="FILE.csv",
+    help="Only score: write file_name,score (mean confidence over each file's windows), detect nothing.",
+)  # fmt: skip
+@logged
+@click.pass_context
+def scan(
+    ctx: click.Context,
+    paths: tuple[Path, ...],
+    config: Path | None,
+    bundle: Path | None,
+    output: Path | None,
+    how: str,
+    clip_scores: Path | None,
+) -> None:
+    """Detect orcas in audio files, and in all audio files under folders.
+
+    A file that cannot be read to its end is reported and the others are scanned; the exit code is then 3. What could
+    be read of it is scanned too, but gets no clip score.
+    """
+    from . import daemon
+    from .scan import find_recordings
+
+    settings = chosen_settings(config, bundle, output)
+    recordings = find_recordings(paths, settings.output)
+    ensemble = daemon.open_ensemble(settings)
+    if clip_scores is None:
+        faulty = detect(recordings, ensemble, settings, how)
+    else:
+        faulty = score_clips(recordings, ensemble, settings, clip_scores)
+    ctx.exit(SKIPPED if faulty else 0)
+
+
+def detect(recordings: list[Recording], ensemble: Any, settings: Settings, how: str) -> int:
+    """Scan, print detections, log a summary; the number of faulty files."""
+    from .scan import scan
+
+    with progress(recordings) as on_audio:
+        summary = scan(recordings, ensemble, settings, Printer(how, settings), on_audio)
+    log.info(
+        "%d files, %.1f s scored, %d detections in %s; %d files not scored in full",
+        summary.files, summary.scored_s, summary.events, settings.output, summary.faulty,
+    )  # fmt: skip
+    return summary.faulty
+
+
+def score_clips(recordings: list[Recording], ensemble: Any, settings: Settings, file: Path) -> int:
+    """Write the clip scores, log a summary; the number of faulty files."""
+    from .scan import clip_scores, write_scores
+
+    with progress(recordings) as on_audio:
+        rows, faulty = clip_scores(recordings, ensemble, settings, on_audio)
+    write_scores(file, rows)
+    log.info("%d scores in %s; %d files skipped", len(rows), file, faulty)
+    return faulty
+
+
+@contextmanager
+def progress(recordings: list[Recording]) -> Iterator[Callable[[float], object]]:
+    """A progress bar by seconds of audio, where stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda seconds: None
+        return
+    from .scan import total_s
+
+    with click.progressbar(length=round(total_s(recordings)), label="scanning", file=sys.stderr) as bar:
+        yield WholeSeconds(bar.update)
+
+
+class WholeSeconds:
+    """Hands whole seconds on to a progress bar, and keeps the rest."""
+
+    def __init__(self, update: Callable[[int], object]) -> None:
+        self._update = update
+        self._rest_s = 0.0
+
+    def __call__(self, seconds: float) -> None:
+        """Count some seconds."""
+        whole, self._rest_s = divmod(self._rest_s + seconds, 1)
+        self._update(int(whole))
+
+
+def chosen_settings(config: Path | None, bundle: Path | None, output: Path | None) -> Settings:
+    """Settings from the file, if one is given, with the command line's own on top."""
+    from dataclasses import replace
+
+    from .config import Settings, load_settings
+
+    settings = Settings() if config is None else load_settings(config)
+    return replace(settings, bundle=bundle or settings.bundle, output=output or settings.output)
+
+
+class Printer:
+    """Prints detections on stdout as they come.
+
+    Parameters
+    ----------
+    how : `text`, `jsonl` or `csv`.
+    settings : output folder and station.
+    """
+
+    COLUMNS = ("file", "start_s", "end_s", "score", "best_channel", "channel_scores", "start_utc", "clip", "snapshot")
+
+    def __init__(self, how: str, settings: Settings) -> None:
+        self._settings = settings
+        self._line = {"text": self._text, "jsonl": self._json, "csv": self._csv}[how]
+        if how == "csv":
+            click.echo(",".join(self.COLUMNS))
+
+    def __call__(self, detection: Any) -> None:
+        """Print one detection, in place of a progress bar's line."""
+        if sys.stderr.isatty() and sys.stdout.isatty():
+            click.echo("\r\x1b[K", nl=False, err=True)
+        click.echo(self._line(self.record(detection)))
+
+    def record(self, detection: Any) -> dict[str, Any]:
+        """What is printed of a detection; paths start where the program runs."""
+        start_utc = detection.start_utc
+        return {
+            "start_s": round(detection.start_s, 3),
+            "end_s": round(detection.end_s, 3),
+            "score": round(detection.score, 6),
+            "channel_scores": [round(score, 6) for score in detection.channel_scores],
+            "snapshot": self._path(detection.snapshot),
+            "clip": self._path(detection.clip),
+            "file": detection.source,
+            "start_utc": None if start_utc is None else start_utc.isoformat(),
+            "best_channel": detection.best_channel,
+            "id": detection.id,
+            "station": self._settings.station,
+            "bundle": detection.bundle,
+            "numbers": detection.numbers,
+        }
+
+    def _path(self, name: str | None) -> str | None:
+        return None if name is None else str(self._settings.output / name)
+
+    def _json(self, record: dict[str, Any]) -> str:
+        import json
+
+        return json.dumps(record, ensure_ascii=False)
+
+    def _csv(self, record: dict[str, Any]) -> str:
+        import csv
+        import io
+
+        scores = " ".join(f"{score:g}" for score in record["channel_scores"])
+        line = io.StringIO()
+        values = {**record, "channel_scores": scores}
+        csv.writer(line, lineterminator="").writerow([values[name] for name in self.COLUMNS])
+        return line.getvalue()
+
+    def _text(self, record: dict[str, Any]) -> str:
+        span = f"{record['start_s']:.2f} to {record['end_s']:.2f} s"
+        channels = f"channel {record['best_channel']} (of 0 to {len(record['channel_scores']) - 1})"
+        what = f"orca {record['score']:.3f} on {channels}"
+        return f"{record['file']}: {span}: {what}; {record['snapshot'] or record['clip'] or 'no clip'}"
+
+
+@main.command(epilog=EXIT_CODES)
+@click.argument("out", type=FILE)
+@click.option("--seconds", "duration_s", type=float, default=60.0, help="Length in s, 5 to 600.")
+@click.option("--rate", "rate_hz", type=int, default=44100, help="Samples per second, 16000 to 96000.")
+@click.option("--seed", type=int, default=1, help="The same seed gives the same scene.")
+@click.option("--wind", "wind_m_s", type=float, default=6.0, help="Wind in m/s, 0 to 30.")
+@click.option("--rain", type=click.Choice(["none", "drizzle", "heavy"]), default="none", help="Rain.")
+@click.option("--ship/--no-ship", default=False, help="A ship passes.")
+@click.option("--calls", "calls_per_minute", type=float, default=6.0, help="Calls and whistles a minute, 0 to 20.")
+@click.option("--whistles", "whistle_share", type=float, default=0.2, help="Share of whistles among these, 0 to 1.")
+@click.option("--clicks", "click_trains_per_minute", type=float, default=1.0, help="Click trains a minute, 0 to 10.")
+@click.option("--snr-low", "snr_low_db", type=float, default=-3.0, help="Lowest signal-to-noise ratio in dB.")
+@click.option("--snr-high", "snr_high_db", type=float, default=18.0, help="Highest signal-to-noise ratio in dB.")
+@click.option("--sound-speed", "sound_speed_m_s", type=float, default=1480.0, help="In m/s, 1400 to 1600.")
+@click.option(
+    "--hydrophone", "hydrophones_m", type=(float, float, float), multiple=True, metavar="X Y Z",
+    help="Position in m (east, north, up), once for each hydrophone. [default: a 2 m square of four]",
+)  # fmt: skip
+@logged
+def simulate(out: Path, hydrophones_m: tuple[tuple[float, float, float], ...], **options: Any) -> None:
+    """Write a synthetic scene, OUT.flac, and its truth, OUT.json."""
+    from .simulate import SceneSettings, simulate_scene, write_scene
+
+    if hydrophones_m:
+        options["hydrophones_m"] = hydrophones_m
+    click.echo(write_scene(simulate_scene(SceneSettings(**options)), out))
+
+
+for option in simulate.params:
+    option.show_default = isinstance(option, click.Option) and option.name != "hydrophones_m"  # type: ignore[attr-defined]
+
+
+@main.group()
+def bundle() -> None:
+    """Look into a bundle, or check it."""
+
+
+@bundle.command(epilog=EXIT_CODES)
+@click.argument("path", type=FILE)
+def inspect(path: Path) -> None:
+    """Print what a bundle holds."""
+    from .bundle import load_bundle
+
+    click.echo("\n".join(described(load_bundle(path))))
+
+
+@bundle.command(epilog=EXIT_CODES)
+@click.argument("path", type=FILE)
+def verify(path: Path) -> None:
+    """Check every file of a bundle against its hash, and score a window of silence."""
+    from .bundle import load_bundle
+    from .detector import score_silence
+    from .ensemble import Ensemble
+
+    found = load_bundle(path)
+    score = score_silence(Ensemble(found))
+    files = len(found.manifest["files"])
+    click.echo(f"{path} is whole: {files} files, manifest {found.digest}; silence scores {score:.3f}")
+
+
+SHOWN = (
+    "backbones", "channel_fusion", "digest", "files", "heads", "hop_s", "members", "name", "schema", "thresholds",
+    "vote",
+)  # fmt: skip
+
+
+def described(found: Bundle) -> Iterator[str]:
+    """Lines about a bundle."""
+    yield f"name        {found.name}"
+    yield f"digest      {found.digest}"
+    yield f"members     {', '.join(found.members)}"
+    yield f"vote        {', '.join(found.vote)}"
+    yield f"windows     every {found.hop_s:g} s"
+    yield f"channels    {found.channel_fusion}"
+    yield f"thresholds  start {found.start_threshold:g}, stop {found.stop_threshold:g}"
+    for name, entry in found.backbones.items():
+        constants = ", ".join(f"{key} {value}" for key, value in entry.front_end.to_dict().items())
+        yield f"backbone    {name}: {entry.feature_size} features; {constants}"
+    for name in found.manifest["files"]:
+        yield f"file        {name}, {(found.folder / name).stat().st_size} bytes"
+    for name in sorted(set(found.manifest) - set(SHOWN)):
+        yield f"{name:<11} {found.manifest[name]}"
+
+
+if __name__ == "__main__":
+    main(prog_name="orcawatch")

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from orcawatch.bundle import SHIPPED, load_bundle
+from orcawatch.calls import pulsed_call
+from orcawatch.ensemble import Ensemble, fuse_channels
+from orcawatch.records import Window
+from orcawatch.spectrogram import rows_of
+
+RATE_HZ = 16000
+
+
+@pytest.fixture(scope="module")
+def ensemble() -> Ensemble:
+    return Ensemble(load_bundle(SHIPPED))
+
+
+def window_of(ensemble: Ensemble, audio: np.ndarray) -> Window:
+    rows = {
+        name: np.ascontiguousarray(rows_of(entry.front_end, audio, RATE_HZ)[:96].transpose(1, 0, 2))
+        for name, entry in ensemble.bundle.backbones.items()
+    }
+    return Window(0, 15600, rows)
+
+
+@pytest.fixture(scope="module")
+def window(ensemble: Ensemble) -> Window:
+    """Sea-like noise on channel 0; the same with a pulsed call on channel 1."""
+    noise = np.random.default_rng(0).normal(0, 0.01, (RATE_HZ, 2)).astype(np.float32)
+    call = pulsed_call(np.random.default_rng(5), RATE_HZ)[:RATE_HZ]
+    noise[: len(call), 1] += 0.3 * call
+    return window_of(ensemble, noise)
+
+
+def test_call_scores_over_noise(ensemble: Ensemble, window: Window) -> None:
+    score = ensemble.score(window)
+    assert score.channel_scores[1] > score.channel_scores[0]
+    assert score.member_scores.shape == (2, len(ensemble.bundle.members))
+    assert ((score.member_scores >= 0) & (score.member_scores <= 1)).all()
+
+
+def test_vote_is_the_mean_of_its_members(ensemble: Ensemble, window: Window) -> None:
+    score = ensemble.score(window)
+    columns = [ensemble.bundle.members.index(name) for name in ensemble.bundle.vote]
+    np.testing.assert_allclose(score.channel_scores, score.member_scores[:, columns].mean(axis=1), atol=1e-6)
+    assert score.score == pytest.approx(fuse_channels(score.channel_scores, ensemble.bundle.channel_fusion))
+
+
+def test_channels_do_not_see_each_other(ensemble: Ensemble, window: Window) -> None:
+    swapped = Window(0, 15600, {name: rows[::-1] for name, rows in window.rows.items()})
+    np.testing.assert_array_equal(ensemble.score(swapped).channel_scores, ensemble.score(window).channel_scores[::-1])
+
+
+def test_explanation_has_the_spectrograms_shape_and_no_negative_relevance(ensemble: Ensemble, window: Window) -> None:
+    spectrogram, relevance = ensemble.explain(window, 1)
+    assert spectrogram.shape == relevance.shape == (96, 64)
+    assert relevance.min() >= 0 and relevance.sum() > 0
+
+
+def test_channel_fusion() -> None:
+    scores = np.array([0.2, 0.8, 0.5], np.float32)
+    assert fuse_channels(scores, "max") == pytest.approx(0.8)
+    assert fuse_channels(scores, "mean") == pytest.approx(0.5)
