@@ -308,7 +308,7 @@ class Printer:
             "start_utc": None if start_utc is None else start_utc.isoformat(),
             "best_channel": detection.best_channel,
             "id": detection.id,
-            "station": self._settings.station,
+            "station": detection.station,
             "bundle": detection.bundle,
             "numbers": detection.numbers,
         }

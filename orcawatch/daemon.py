@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Event as Flag
 from threading import Lock
 from types import FrameType
-from typing import Any, Callable, TypeVar, cast
+from typing import Any, Callable, TypeVar
 
 import numpy as np
 import soundfile
@@ -312,6 +312,7 @@ class Recorder:
             best_channel=event.best_channel,
             bundle=bundle.name,
             bundle_digest=bundle.digest,
+            station=self._settings.station,
         )
 
     def _hand_over(self, all_of_them: bool) -> None:
@@ -342,7 +343,7 @@ class Recorder:
             return Made(detection, clip, failed=clip is None)
         picture = attempt(
             f"snapshot of detection {detection.id}",
-            lambda: self._snapshot(name, samples, first, event, title(detection, self._settings.station)),
+            lambda: self._snapshot(name, samples, first, event, title(detection)),
         )
         snapshot, numbers = picture or (None, {})
         return Made(detection, clip, snapshot, numbers, failed=clip is None or snapshot is None)
@@ -358,7 +359,7 @@ class Recorder:
 
         stem = self._settings.output / SNAPSHOTS / name
         path, numbers = make_snapshot(
-            cast(Ensemble, self._ensemble), samples, self._info.rate_hz, first, event, title, stem
+            self._ensemble, samples, self._info.rate_hz, first, event, title, stem
         )
         return f"{SNAPSHOTS}/{path.name}", numbers
 
@@ -392,9 +393,9 @@ def file_name(detection: Detection) -> str:
     return f"{detection.id:06d}_{stem}_{moment(detection, '%Y%m%dT%H%M%S.%fZ').replace(' ', '')}"
 
 
-def title(detection: Detection, station: str) -> str:
+def title(detection: Detection) -> str:
     """Title of a snapshot: where and when."""
-    return f"{station or Path(detection.source).name} · {moment(detection)}"
+    return f"{detection.station or Path(detection.source).name} · {moment(detection)}"
 
 
 def moment(detection: Detection, pattern: str = "%Y-%m-%d %H:%M:%S UTC") -> str:

@@ -19,7 +19,7 @@ from .windows import windows_of
 
 if TYPE_CHECKING:
     from .bundle import Bundle
-    from .ensemble import Ensemble
+    from .detector import Scorer
 
 Array = NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -56,7 +56,7 @@ class Explanation:
     silent_windows: int
 
 
-def explain_audio(ensemble: Ensemble, samples_mono: Array, rate_hz: int) -> Explanation:
+def explain_audio(ensemble: Scorer, samples_mono: Array, rate_hz: int) -> Explanation:
     """Spectrogram and relevance of a stretch of audio without holes.
 
     The audio is cut into the ensemble's windows; where windows overlap, their relevance is averaged frame by frame.
@@ -188,7 +188,7 @@ def relevance_numbers(explanation: Explanation, event_frames: Flags, band_hz: tu
 
 
 def make_snapshot(
-    ensemble: Ensemble,
+    ensemble: Scorer,
     samples: Array,
     rate_hz: int,
     first_sample: int,
@@ -279,7 +279,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 
 def _first_front_end(bundle: Bundle) -> FrontEnd:
-    """Front end of the backbone whose relevance `Ensemble.explain` returns."""
+    """Front end of the backbone whose relevance `Scorer.explain` returns."""
     return next(iter(bundle.backbones.values())).front_end
 
 
@@ -338,7 +338,7 @@ def _between(times_s: Floats, span_s: Floats) -> Flags:
 
 def _lines(event: Event, numbers: Mapping[str, float]) -> list[str]:
     """What the picture's heading says below the title."""
-    who = f"channel {event.best_channel + 1} of {len(event.channel_scores)}, score {event.score:.2f}"
+    who = f"channel {event.best_channel}, score {event.score:.2f}"
     if "relevance_in_band" not in numbers:
         return [who, "no relevance: no member's orca logit is above zero"]
     share, area = numbers["relevance_in_band"], numbers["area_in_band"]
@@ -465,7 +465,7 @@ def _draw_scores(figure: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
 def _line(channel: int, best: int, channels: int) -> dict[str, Any]:
     """Style of a channel's line: a colour each; with more channels than colours, the best stands out of the rest."""
     if channel == best:
-        return {"color": COLOURS[channel % len(COLOURS)], "linewidth": 5, "label": f"ch {channel + 1}"}
+        return {"color": COLOURS[channel % len(COLOURS)], "linewidth": 5, "label": f"ch {channel}"}
     if channels > len(COLOURS):
         return {"color": "0.6", "linewidth": 2}
-    return {"color": COLOURS[channel], "linewidth": 2.5, "label": f"ch {channel + 1}"}
+    return {"color": COLOURS[channel], "linewidth": 2.5, "label": f"ch {channel}"}

@@ -31,13 +31,14 @@ STEPS = (
         bundle_digest TEXT NOT NULL,
         clip TEXT,
         snapshot TEXT,
-        numbers TEXT NOT NULL
+        numbers TEXT NOT NULL,
+        station TEXT NOT NULL
     )
     """,
 )
 COLUMNS = (
     "id, source, start_s, end_s, start_utc, score, channel_scores, best_channel, bundle, bundle_digest, "
-    "clip, snapshot, numbers"
+    "clip, snapshot, numbers, station"
 )
 BUSY_S = 30.0  # how long to wait for another process that is writing
 
@@ -58,6 +59,7 @@ class Detection:
     bundle, bundle_digest : name of the bundle that scored, and SHA-256 of its manifest.
     clip, snapshot : paths of the FLAC clip and of the PNG; None until they are written.
     numbers : figures about the event, finite, by name (`orcawatch.snapshot.relevance_numbers`).
+    station : name of the station that listened; may be empty.
     """
 
     id: int | None
@@ -73,6 +75,7 @@ class Detection:
     clip: str | None = None
     snapshot: str | None = None
     numbers: dict[str, float] = field(default_factory=dict)
+    station: str = ""
 
 
 class Store:
@@ -239,12 +242,13 @@ def _row(detection: Detection) -> tuple[Any, ...]:
         detection.clip,
         detection.snapshot,
         _json({name: float(value) for name, value in detection.numbers.items()}),
+        detection.station,
     )
 
 
 def _detection(row: tuple[Any, ...]) -> Detection:
     id, source, start_s, end_s, start_utc, score, channel_scores, best_channel, bundle, digest, *rest = row
-    clip, snapshot, numbers = rest
+    clip, snapshot, numbers, station = rest
     return Detection(
         id=id,
         source=source,
@@ -259,4 +263,5 @@ def _detection(row: tuple[Any, ...]) -> Detection:
         clip=clip,
         snapshot=snapshot,
         numbers=json.loads(numbers),
+        station=station,
     )

@@ -72,7 +72,7 @@ def _check_light_import(backbone: Backbone) -> None:
     code = f"import sys, importlib; importlib.import_module({module!r}); sys.exit('tensorflow' in sys.modules)"
     with tempfile.TemporaryDirectory() as elsewhere:
         light = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, check=False).returncode == 0
-    _require(light, f"importing {module} (of {name}) must work and must not load TensorFlow: import it where it is used")
+    _require(light, f"importing {module} (of {name}) must work and not load TensorFlow: import it where it is used")
 
 
 def _check_front_end(backbone: Backbone) -> None:
