@@ -187,8 +187,11 @@ def verify_bundle(run: Run, folder: Path, progress: Callable[[Any], Any] = iter)
         len(scores),
         {name: float(value) for name, value in zip(bundle.members, differences)},
         float(np.abs(exported_clips["vote"] - trained_clips["vote"]).max()),
-        {name: auc_interval(devel["label"], clip, devel["group"]) for name, clip in exported_clips.items()},
-        {name: auc_interval(devel["label"], clip, devel["group"]) for name, clip in trained_clips.items()},
+        {
+            name: auc_interval(clip, devel["label"].astype(bool), devel["group"])
+            for name, clip in exported_clips.items()
+        },
+        {name: auc_interval(clip, devel["label"].astype(bool), devel["group"]) for name, clip in trained_clips.items()},
     )
 
 

@@ -14,9 +14,7 @@ from orcawatch.windows import WindowStream, windows_of
     hop=st.integers(1, 96),
     borders=st.lists(st.integers(1, 400), max_size=8),
 )
-def test_every_row_is_scored_and_blocks_do_not_matter(
-    length: int, size: int, hop: int, borders: list[int]
-) -> None:
+def test_every_row_is_scored_and_blocks_do_not_matter(length: int, size: int, hop: int, borders: list[int]) -> None:
     hop = min(hop, size)
     rows = np.arange(length, dtype=np.float32)[:, None]
     starts, windows = windows_of(rows, size, hop)

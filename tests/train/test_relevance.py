@@ -139,7 +139,7 @@ def test_layer_without_a_rule_is_refused() -> None:
     layers = tf.keras.layers
     first = layers.Input((8, 8, 1))
     model = tf.keras.Model(first, layers.GlobalMaxPooling2D()(layers.Conv2D(2, 3, activation="relu")(first)))
-    with pytest.raises(TypeError, match="GlobalMaxPooling2D.*has no relevance rule"):
+    with pytest.raises(TypeError, match=r"GlobalMaxPooling2D.*has no relevance rule"):
         rules.backbone_relevance(model, np.zeros((1, 8, 8, 1), np.float32), np.zeros((1, 2), np.float32))
 
 
@@ -147,7 +147,7 @@ def test_minimal_mask_keeps_the_most_relevant() -> None:
     relevance = np.array([[1.0, 5, 2, 0], [1, 1, 4, 0]])
     np.testing.assert_array_equal(minimal_mask(relevance, 2), [0, 1, 1, 0])
     np.testing.assert_array_equal(minimal_mask(relevance, 4), [1, 1, 1, 1])
-    with pytest.raises(ValueError, match="1 to 4 .*not 5"):
+    with pytest.raises(ValueError, match=r"1 to 4 .*not 5"):
         minimal_mask(relevance, 5)
 
 

@@ -44,7 +44,7 @@ def test_kit_finds_a_broken_plugin() -> None:
 
 def test_unknown_backbone_names_the_installed_ones() -> None:
     assert "vggish" in backbone_names()
-    with pytest.raises(InputError, match="vggish.*not 'resnet'"):
+    with pytest.raises(InputError, match=r"vggish.*not 'resnet'"):
         load_backbone("resnet")
 
 
