@@ -27,10 +27,12 @@ FLOOR_RANK = 20  # of a window's 96 frames: about the 20th percentile
 class FrontEnd(Protocol):
     """What every front end offers; `rows` and `finish` are pure functions of their arguments."""
 
-    kind: str
-    rate_hz: int
-    frames: int
-
+    @property
+    def kind(self) -> str: ...
+    @property
+    def rate_hz(self) -> int: ...
+    @property
+    def frames(self) -> int: ...
     @property
     def frame_samples(self) -> int: ...
     @property

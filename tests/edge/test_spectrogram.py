@@ -112,5 +112,5 @@ def test_band_floor_ignores_gain_and_steady_background() -> None:
 
 
 def test_unknown_normalisation_is_refused() -> None:
-    with pytest.raises(BundleError, match="must be one of .*not 'loud'"):
+    with pytest.raises(BundleError, match=r"must be one of .*not 'loud'"):
         LogMel(normalise="loud")

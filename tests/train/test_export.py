@@ -79,5 +79,5 @@ def test_vggish_exports_with_its_relevance(quantization: str, tolerance: float) 
 
 
 def test_unknown_quantization_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="must be one of .*not 'int4'"):
+    with pytest.raises(InputError, match=r"must be one of .*not 'int4'"):
         export_heads(heads(), ["one"], SIZES) and export_backbone(load_backbone("vggish").build_keras(), "int4")
