@@ -1,0 +1,124 @@
+"""Tiny recordings and a tiny backbone, so that the whole pipeline runs in seconds."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+RATE_HZ = 22050
+COLUMNS = ("file_name", "label", "split", "group", "kind", "source", "seconds", "licence")
+
+TINY = '''
+"""A small backbone that comes through the same door as any other."""
+
+import numpy as np
+
+from orcawatch.spectrogram import LogMel
+
+
+class Tiny:
+    name = "tiny"
+    feature_size = 12
+
+    def __init__(self, front_end=None):
+        self.front_end = front_end or LogMel()
+
+    def build_keras(self):
+        from tensorflow.keras import Model, layers
+
+        x = first = layers.Input(self.front_end.shape)
+        x = layers.Conv2D(6, 3, strides=2, padding="same", activation="relu")(x)
+        x = layers.MaxPooling2D()(x)
+        x = layers.Conv2D(12, 3, padding="same", activation="relu")(x)
+        return Model(first, layers.GlobalAveragePooling2D()(x))
+
+    def load_weights(self, model, source):
+        with np.load(source) as stored:
+            model.set_weights([stored[name] for name in sorted(stored.files)])
+'''
+
+
+def call(generator: np.random.Generator, seconds: float) -> Any:
+    """A swept tone with harmonics in faint noise."""
+    t = np.arange(int(seconds * RATE_HZ)) / RATE_HZ
+    phase = 2 * np.pi * generator.uniform(600, 1200) * (t + 0.2 * t**2)
+    tone = sum(np.sin(k * phase) / k for k in (1, 2, 3))
+    return 0.2 * tone + 0.02 * generator.standard_normal(len(t))
+
+
+def hiss(generator: np.random.Generator, seconds: float) -> Any:
+    """White noise of random loudness."""
+    return generator.uniform(0.02, 0.2) * generator.standard_normal(int(seconds * RATE_HZ))
+
+
+def write_table(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...] = COLUMNS) -> None:
+    """Write labels."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Read labels."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def make_data(folder: Path, clips: int = 6) -> Path:
+    """`clips` clips of each class in train and in devel, two clips of one class a recording."""
+    (folder / "wav").mkdir(parents=True)
+    generator, rows = np.random.default_rng(7), []
+    for split in ("train", "devel"):
+        for label in ("orca", "noise"):
+            for k in range(clips):
+                name, seconds = f"{split}_{label}_{k}.flac", float(generator.uniform(0.4, 2.2))
+                soundfile.write(folder / "wav" / name, (call if label == "orca" else hiss)(generator, seconds), RATE_HZ)
+                kind = "orca" if label == "orca" else "ambient"
+                group = f"{split}-{label}-{k // 2}"
+                described = {"kind": kind, "source": "made in the test", "licence": "CC0", "seconds": seconds}
+                rows.append({"file_name": name, "label": label, "split": split, "group": group, **described})
+    write_table(folder / "labels.csv", rows)
+    return folder
+
+
+@pytest.fixture()
+def tables() -> SimpleNamespace:
+    """Functions `read(path)` and `write(path, rows, columns)` for tables of labels."""
+    return SimpleNamespace(read=read_table, write=write_table)
+
+
+@pytest.fixture()
+def tiny_data(tmp_path: Path) -> Path:
+    """A data folder that a test may spoil."""
+    return make_data(tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def plugin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an installed plugin `tiny`: module and entry point."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "tiny_backbone.py").write_text(TINY)
+    info = folder / "tiny_backbone-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-backbone\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[orcawatch.backbones]\ntiny = tiny_backbone:Tiny\n")
+    return folder
+
+
+@pytest.fixture()
+def tiny_plugin(plugin_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of the installed tiny plugin."""
+    monkeypatch.syspath_prepend(str(plugin_folder))
+    importlib.invalidate_caches()
+    return "tiny"

@@ -1,0 +1,69 @@
+"""`orcawatch train`: run a recipe, see how it stands, compare the relevance rules with iNNvestigate."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from pathlib import Path
+
+import click
+
+from ..errors import OrcawatchError
+
+log = logging.getLogger(__name__)
+
+
+@click.group()
+def train() -> None:
+    """Train an ensemble from labelled recordings (needs the extra `train`)."""
+
+
+def require_training() -> None:
+    """Raise where the packages of the extra `train` are missing, before anything is computed; quieten TensorFlow."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    missing = [name for name in ("tensorflow", "innvestigate", "tqdm") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise OrcawatchError(
+            f"training needs {', '.join(missing)}, not installed here: pip install 'orcawatch[train]' "
+            "(Python 3.9 to 3.11, in an environment of its own)"
+        )
+
+
+@train.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of the recordings; goes before the recipe's.")
+@click.option("--run", "folder", type=click.Path(path_type=Path), help="Folder of the run; default runs/NAME.")
+def run(recipe: Path, data: Path | None, folder: Path | None) -> None:
+    """Run RECIPE; stages whose settings, inputs and code are unchanged are not run again."""
+    from . import pipeline, results
+
+    require_training()
+    settings, runner = pipeline.prepare(recipe, data, folder)
+    ran = pipeline.run(settings, runner)
+    log.info("stages run: %s", ", ".join(ran) or "none, everything is up to date")
+    click.echo(results.summary(runner.folder / pipeline.RESULT))
+
+
+@train.command()
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of the recordings; goes before the recipe's.")
+def status(target: Path, data: Path | None) -> None:
+    """Show the stages of TARGET, a recipe or the folder of a run: done or missing, with time and memory."""
+    from . import pipeline
+
+    _, runner = pipeline.prepare(target, data)
+    for state in runner.status():
+        cost = f"{state.wall_s:9.1f} s {state.peak_mb:7.0f} MB" if state.done else ""
+        click.echo(f"{state.name:24} {'done' if state.done else 'missing':8} {cost}".rstrip())
+
+
+@train.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--windows", default=16, show_default=True, help="Devel windows that go through the whole network.")
+def parity(folder: Path, windows: int) -> None:
+    """Compare this project's deep Taylor rules with iNNvestigate's on the weights of the run in FOLDER."""
+    from . import parity as comparison
+
+    require_training()
+    click.echo(comparison.report(folder, windows))

@@ -1,0 +1,394 @@
+"""Labelled recordings in: `labels.csv` as in the project's own data, and the ComParE 2019 Orca Activity layout.
+
+Both readers give the same frozen records, refuse what would spoil an evaluation, and list every fault at once.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from ..errors import AudioError, TrainingError
+
+Array = NDArray[np.float32]
+
+log = logging.getLogger(__name__)
+
+RATE_HZ = 16000
+LABELS = ("noise", "orca")
+SPLITS = ("train", "devel", "test")
+COLUMNS = ("file_name", "label", "split", "group")
+UNLABELLED = "?"
+COMPARE_FOLDER = "ComParE2019_OrcaActivity"
+COMPARE_LABELS = ("labels.csv", "DeepAL_ComParE.csv")
+COMPARE_FOUR_CHANNEL = "wav_4channel"
+SHORTEST_S = 0.025
+FAULTS_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One labelled mono sample: a file, or one channel of a file.
+
+    Attributes
+    ----------
+    file_name : as the labels name it; channels of one file share it.
+    path : where the file is.
+    channel : index of the channel taken.
+    label : `orca`, `noise`, or `?` (ComParE's test set).
+    split : `train`, `devel` or `test`.
+    group : the recording; never on two sides of a split.
+    kind, source, licence : free text for augmentation and the model card, empty where unknown.
+    seconds : length of the file.
+    """
+
+    file_name: str
+    path: Path
+    channel: int
+    label: str
+    split: str
+    group: str
+    kind: str
+    source: str
+    licence: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class LoadedClip:
+    """A clip with its audio: what fine-tuning and augmentation take.
+
+    Attributes
+    ----------
+    waveform : float32, shape (samples,), at 16 kHz.
+    label, group, kind, source : as in `Clip`.
+    """
+
+    waveform: Array
+    label: str
+    group: str
+    kind: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A file that cannot be used, and why."""
+
+    file_name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a reader found: usable clips in the order of the labels, and what was set aside."""
+
+    clips: tuple[Clip, ...]
+    set_aside: tuple[Fault, ...]
+
+
+def read_labels(folder: Path, on_corrupt: str = "refuse") -> Dataset:
+    """Read `labels.csv` and the files in `wav/`.
+
+    Columns file_name, label (`orca` or `noise`), split (`train`, `devel` or `test`) and group (the recording) are
+    needed; kind, source and licence are taken where they are. Training files of several channels become one clip per
+    channel; the other splits must be mono.
+
+    Parameters
+    ----------
+    folder : holds `labels.csv` and `wav/`.
+    on_corrupt : `refuse` or `set_aside` files whose header cannot be read.
+
+    Raises
+    ------
+    TrainingError : no labels, missing files or columns, unknown labels or splits, one class only, a recording on
+        both sides of a split, or (with `refuse`) unreadable files; the text names them.
+    """
+    rows = _read_csv(folder / "labels.csv", COLUMNS)
+    paths = [folder / "wav" / row["file_name"] for row in rows]
+    return _dataset(folder / "labels.csv", rows, paths, on_corrupt)
+
+
+def read_compare2019(folder: Path, on_corrupt: str = "refuse") -> Dataset:
+    """Read the Orca Activity data of ComParE 2019 (paper section 2.5).
+
+    Layout, as the challenge and its later public release (DeepAL_ComParE) pack it::
+
+        FOLDER/ or FOLDER/ComParE2019_OrcaActivity/
+            lab/labels.csv or lab/DeepAL_ComParE.csv    columns file_name,label (further columns are allowed)
+            wav/train_*.wav  devel_*.wav  test_*.wav    mono
+            wav_4channel/train_*.wav                    four-channel originals, optional; put them there under the
+                                                        names of their mono versions
+
+    The split is the file name's beginning. A training file is taken from `wav_4channel/` where it is there, else
+    from `wav/`; each of its channels becomes one training clip (the paper's splitting). Evaluation takes the mono
+    files of `wav/`, and refuses others. Test labels may be `?`.
+
+    The layout names no recordings. A file is its own group, so all channels of a file share one group, but cuts of
+    the same tape do not: intervals by recording are then too narrow. Where the recordings are known, add a column
+    `group` to the labels; it is used and checked.
+
+    Parameters and errors as `read_labels`.
+    """
+    root = folder / COMPARE_FOLDER if (folder / COMPARE_FOLDER).is_dir() else folder
+    table = _compare_table(root)
+    rows = [_compare_row(row) for row in _read_csv(table, ("file_name", "label"))]
+    return _dataset(table, rows, [_compare_path(root, row) for row in rows], on_corrupt)
+
+
+READERS = {"labels": read_labels, "compare2019": read_compare2019}
+
+
+def _compare_table(root: Path) -> Path:
+    for name in COMPARE_LABELS:
+        if (root / "lab" / name).is_file():
+            return root / "lab" / name
+    raise TrainingError(f"{root} has no lab/labels.csv: name the folder of the ComParE 2019 Orca Activity data")
+
+
+def _compare_row(row: Mapping[str, str]) -> dict[str, str]:
+    stem = Path(row["file_name"]).stem
+    named = {"split": stem.split("_")[0], "group": stem, "source": "ComParE 2019 Orca Activity (DeepAL Fieldwork)"}
+    return {**named, **{key: value for key, value in row.items() if value}}
+
+
+def _compare_path(root: Path, row: Mapping[str, str]) -> Path:
+    original = root / COMPARE_FOUR_CHANNEL / row["file_name"]
+    return original if row["split"] == "train" and original.is_file() else root / "wav" / row["file_name"]
+
+
+def _read_csv(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
+    if not path.is_file():
+        raise TrainingError(f"there is no {path}: name the folder that holds the labels (--data FOLDER)")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in needed if name not in (reader.fieldnames or [])]
+        if missing:
+            raise TrainingError(f"{path} lacks the columns {missing}; it needs {list(needed)}")
+        return [{key: value or "" for key, value in row.items() if key} for row in reader]
+
+
+def _dataset(table: Path, rows: Sequence[Mapping[str, str]], paths: Sequence[Path], on_corrupt: str) -> Dataset:
+    _raise_if(table, [*_row_faults(rows), *_missing(paths)])
+    clips, set_aside, faults = [], [], []
+    for row, path in zip(rows, paths):
+        try:
+            clips += _clips_of(row, path)
+        except AudioError as fault:
+            set_aside.append(Fault(row["file_name"], str(fault)))
+        except TrainingError as fault:
+            faults.append(str(fault))
+    if on_corrupt == "refuse":
+        faults += [fault.reason for fault in set_aside]
+    _raise_if(table, faults)
+    check_clips(clips, str(table))
+    return Dataset(tuple(clips), tuple(set_aside))
+
+
+def _raise_if(table: Path, faults: Sequence[str]) -> None:
+    if faults:
+        shown = "\n  ".join(faults[:FAULTS_SHOWN])
+        more = f"\n  and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
+        raise TrainingError(f"{table} cannot be trained on:\n  {shown}{more}")
+
+
+def _row_faults(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    faults = [] if rows else ["it has no rows"]
+    counts = Counter(row["file_name"] for row in rows)
+    faults += [f"{name} is listed {count} times" for name, count in counts.items() if count > 1]
+    for row in rows:
+        faults += _label_faults(row)
+    return faults
+
+
+def _label_faults(row: Mapping[str, str]) -> list[str]:
+    faults = []
+    allowed = (*LABELS, UNLABELLED) if row["split"] == "test" else LABELS
+    if row["label"] not in allowed:
+        faults.append(f"{row['file_name']}: label must be one of {list(allowed)}, not {row['label']!r}")
+    if row["split"] not in SPLITS:
+        faults.append(f"{row['file_name']}: split must be one of {list(SPLITS)}, not {row['split']!r}")
+    if not row["group"]:
+        faults.append(f"{row['file_name']}: group is empty; it must name the recording")
+    return faults
+
+
+def _missing(paths: Sequence[Path]) -> list[str]:
+    missing = [path for path in paths if not path.is_file()]
+    shown = ", ".join(str(path) for path in missing[:FAULTS_SHOWN])
+    return [f"{len(missing)} of {len(paths)} files are missing: {shown}"] if missing else []
+
+
+def _clips_of(row: Mapping[str, str], path: Path) -> list[Clip]:
+    """One clip per channel of a training file, the one channel of another; AudioError for an unreadable header."""
+    try:
+        header = soundfile.info(str(path))
+    except (soundfile.SoundFileError, OSError) as fault:
+        raise AudioError(f"{path} cannot be read: {fault}") from fault
+    if row["split"] != "train" and header.channels != 1:
+        raise TrainingError(f"{path}: evaluation takes mono files, this one has {header.channels} channels")
+    return [_clip(row, path, channel, header.duration) for channel in range(header.channels)]
+
+
+def _clip(row: Mapping[str, str], path: Path, channel: int, seconds: float) -> Clip:
+    known = {name: row[name] for name in ("file_name", "label", "split", "group")}
+    free = {name: row.get(name, "") for name in ("kind", "source", "licence")}
+    return Clip(path=path, channel=channel, seconds=float(seconds), **known, **free)
+
+
+def check_clips(clips: Iterable[Clip], where: str) -> None:
+    """Refuse clips on which an evaluation would be worth nothing.
+
+    Raises
+    ------
+    TrainingError : train or devel lacks a class, or a recording stands on both sides of a split.
+    """
+    clips = list(clips)
+    faults = [
+        f"split {split} has no {label} clip; training and evaluation need both classes"
+        for split in ("train", "devel")
+        for label in LABELS
+        if not any(clip.split == split and clip.label == label for clip in clips)
+    ]
+    _raise_if(Path(where), [*faults, *_shared_recordings(clips)])
+
+
+def _shared_recordings(clips: Iterable[Clip]) -> list[str]:
+    sides: dict[str, set[str]] = {}
+    for clip in clips:
+        sides.setdefault(clip.group, set()).add(clip.split)
+    return [
+        f"recording {group} stands in {' and '.join(sorted(splits))}: a recording must be in one split, or the "
+        "evaluation measures memory; move all its clips to one side"
+        for group, splits in sorted(sides.items())
+        if len(splits) > 1
+    ]
+
+
+def load_waveform(clip: Clip) -> Array:
+    """Audio of a clip at 16 kHz: float32, shape (samples,), full scale 1.0.
+
+    Raises
+    ------
+    AudioError : the file cannot be decoded, is cut off, holds values that are not finite, or is shorter than a frame.
+    """
+    samples, rate_hz = _decode(clip)
+    if not np.isfinite(samples).all():
+        raise AudioError(f"{clip.path} holds samples that are not finite: decode it again or leave it out")
+    if len(samples) < SHORTEST_S * rate_hz:
+        raise AudioError(f"{clip.path} lasts {len(samples) / rate_hz:.3f} s; at least {SHORTEST_S} s are needed")
+    return resample(samples, rate_hz)
+
+
+def _decode(clip: Clip) -> tuple[Array, int]:
+    try:
+        with soundfile.SoundFile(str(clip.path)) as file:
+            expected, rate_hz = len(file), file.samplerate
+            samples = file.read(dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError) as fault:
+        raise AudioError(f"{clip.path} cannot be decoded: {fault}") from fault
+    if len(samples) < expected:
+        raise AudioError(f"{clip.path} is cut off: {len(samples)} of {expected} samples are there")
+    return np.ascontiguousarray(samples[:, clip.channel]), int(rate_hz)
+
+
+def resample(samples: Array, rate_hz: int) -> Array:
+    """Samples (samples,) at 16 kHz, by the resampler that the edge streams through."""
+    stream = soxr.ResampleStream(rate_hz, RATE_HZ, 1, dtype="float32")
+    resampled: Array = stream.resample_chunk(samples[:, None], last=True)[:, 0]
+    return np.ascontiguousarray(resampled)
+
+
+def load_all(clips: Sequence[Clip], on_corrupt: str, progress: Any) -> tuple[list[Clip], list[Array], list[Fault]]:
+    """Waveforms of all clips; what cannot be decoded is refused or set aside.
+
+    Parameters
+    ----------
+    clips : from a reader.
+    on_corrupt : `refuse` or `set_aside`.
+    progress : wraps an iterable, as `tqdm.tqdm` does.
+
+    Returns
+    -------
+    The usable clips, their waveforms, and what was set aside.
+
+    Raises
+    ------
+    TrainingError : a clip is corrupt and `on_corrupt` is `refuse`, or what remains cannot be trained on.
+    """
+    usable, waveforms, faults = [], [], []
+    for clip in progress(clips):
+        try:
+            waveforms.append(load_waveform(clip))
+            usable.append(clip)
+        except AudioError as fault:
+            log.warning("set aside: %s", fault)
+            faults.append(Fault(clip.file_name, str(fault)))
+    if on_corrupt == "refuse":
+        _raise_if(Path("the data"), [fault.reason for fault in faults])
+    check_clips(usable, "what remains of the data")
+    return usable, waveforms, faults
+
+
+def loaded(clips: Sequence[Clip], waveforms: Sequence[Array]) -> list[LoadedClip]:
+    """Clips with their audio."""
+    return [LoadedClip(w, clip.label, clip.group, clip.kind, clip.source) for clip, w in zip(clips, waveforms)]
+
+
+def fingerprint(clips: Sequence[Clip]) -> str:
+    """SHA-256 over names, channels, labels, splits, groups and the files' content: names exactly this data.
+
+    It does not depend on the order of the labels, nor on where the files are.
+    """
+    contents = {path: file_digest(path) for path in {clip.path for clip in clips}}
+    lines = sorted(json.dumps([c.file_name, c.channel, c.label, c.split, c.group, contents[c.path]]) for c in clips)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def counts(clips: Sequence[Clip]) -> dict[str, Any]:
+    """Clips, seconds and recordings by split and label, and clips by licence, for the model card."""
+    table = [
+        {"split": split, "label": label, **_amounts([c for c in clips if (c.split, c.label) == (split, label)])}
+        for split in SPLITS
+        for label in (*LABELS, UNLABELLED)
+    ]
+    licences = Counter((c.split, c.licence or "not stated") for c in clips)
+    return {
+        "splits": [row for row in table if row["clips"]],
+        "licences": [
+            {"split": split, "licence": licence, "clips": number}
+            for (split, licence), number in sorted(licences.items())
+        ],
+    }
+
+
+def _amounts(clips: Sequence[Clip]) -> dict[str, Any]:
+    groups = len({clip.group for clip in clips})
+    return {"clips": len(clips), "seconds": round(sum(clip.seconds for clip in clips), 1), "groups": groups}
+
+
+def to_json(clip: Clip) -> dict[str, Any]:
+    """A clip as JSON takes it."""
+    return {**asdict(clip), "path": str(clip.path)}
+
+
+def from_json(fields: Mapping[str, Any]) -> Clip:
+    """The clip that `to_json` wrote."""
+    return Clip(**{**fields, "path": Path(fields["path"])})

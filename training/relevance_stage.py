@@ -1,0 +1,109 @@
+"""Asks iNNvestigate, in its own process, for the relevance of a model's inputs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import TrainingError
+from .heads import KEYS, Head, build
+
+Array = NDArray[np.float32]
+
+WORKER = "orcawatch.training.innvestigate_worker"
+HIGHEST = -1
+NOISE, ORCA = 0, 1
+ERROR_TAIL = 2000
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """Deep Taylor relevance of a model's inputs.
+
+    Attributes
+    ----------
+    values : shaped like the inputs, samples first.
+    logits : the model's outputs, shape (samples, 2).
+    peak_mb : memory of the process that computed it.
+    versions : what computed it.
+    """
+
+    values: Array
+    logits: Array
+    peak_mb: float
+    versions: str
+
+
+def analyse(model: Any, inputs: Array, neuron: int = HIGHEST, batch_size: int = 256) -> Relevance:
+    """iNNvestigate's `deep_taylor` of a Keras model (paper section 2.3).
+
+    Parameters
+    ----------
+    model : Keras model that ends in logits; layers that iNNvestigate knows.
+    inputs : samples first.
+    neuron : index of the logit to explain, or HIGHEST for each sample's own prediction, iNNvestigate's default.
+    batch_size : samples at a time.
+
+    Raises
+    ------
+    TrainingError : the process failed; the text ends with what it said.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        source, target = Path(name) / "in.npz", Path(name) / "out.npz"
+        weights = {f"weight_{k}": weight for k, weight in enumerate(model.get_weights())}
+        request = {"architecture": model.to_json(), "neuron": neuron, "batch_size": batch_size, **weights}
+        np.savez(source, inputs=inputs, **request)
+        _run(source, target)
+        with np.load(target) as stored:
+            return Relevance(
+                np.asarray(stored["relevance"], np.float32),
+                stored["logits"],
+                float(stored["peak_mb"]),
+                str(stored["versions"]),
+            )
+
+
+def _run(source: Path, target: Path) -> None:
+    command = [sys.executable, "-m", WORKER, str(source), str(target)]
+    environment = {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ}
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    if done.returncode:
+        raise TrainingError(f"iNNvestigate failed (exit status {done.returncode}): {done.stderr[-ERROR_TAIL:]}")
+
+
+def head_model(head: Head) -> Any:
+    """Keras model of a head, without dropout."""
+    model = build(len(head["hidden_kernel"]))
+    model.set_weights([head[key] for key in KEYS])
+    return model
+
+
+def stack_model(backbone: Any, head: Head) -> Any:
+    """Keras chain of a backbone and a head: spectrograms -> logits, one flat graph as iNNvestigate needs it."""
+    from tensorflow.keras import Model, layers
+
+    units = len(head["hidden_bias"])
+    hidden = layers.Dense(units, activation="relu", name="head_hidden")
+    logits = layers.Dense(len(head["bias"]), name="head_logits")
+    model = Model(backbone.input, logits(hidden(backbone.output)))
+    hidden.set_weights([head["hidden_kernel"], head["hidden_bias"]])
+    logits.set_weights([head["kernel"], head["bias"]])
+    return model
+
+
+def of_head(head: Head, features: Array) -> Relevance:
+    """Relevance of a base-model's features for its own prediction: what the masks are made of (section 2.4)."""
+    return analyse(head_model(head), features)
+
+
+def all_zero(relevance: Array) -> int:
+    """Number of samples without any relevance (the chosen logit is not positive): a negative mask removes nothing."""
+    return int(np.sum(~np.any(relevance.reshape(len(relevance), -1), axis=1)))
