@@ -43,9 +43,9 @@ class Augmentation:
     noise_share: float = 0.5
     noise_snr_db: tuple[float, float] = (-3.0, 15.0)
     shift_s: float = 0.48
-    time_masks: int = 1
+    time_masks: int = 0
     time_mask_frames: int = 16
-    band_masks: int = 1
+    band_masks: int = 0
     band_mask_bands: int = 8
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class Augmentation:
                 raise TrainingError(f"{name} must be 0 (off) or more, not {getattr(self, name)}")
 
 
-NONE = Augmentation(gain_db=0, noise_share=0, shift_s=0, time_masks=0, band_masks=0)
+NONE = Augmentation(gain_db=0, noise_share=0, shift_s=0)
 
 
 def change_level(waveform: Array, gain_db: float) -> Array:

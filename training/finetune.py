@@ -121,11 +121,12 @@ def drawing_chances(clips: Clips, settings: FineTuneSettings) -> NDArray[np.floa
             groups[clip.label, clip.group] ** -settings.group_balance
             * sources[clip.kind, clip.source] ** -settings.source_balance
             for clip in clips
-        ]
+        ],
+        np.float64,
     )
     for chosen, share in ((orca, settings.orca_share), (~orca, 1 - settings.orca_share)):
         chances[chosen] *= share / chances[chosen].sum()
-    return chances / chances.sum()
+    return np.asarray(chances / chances.sum())
 
 
 def class_weights(orca: NDArray[np.bool_], orca_share: float) -> Array:
@@ -234,7 +235,7 @@ def make_step(network: Any, optimizer: Any, averaged: Sequence[Any], settings: F
 
     scaled = settings.precision == "mixed_float16"
 
-    @tf.function
+    @tf.function  # type: ignore[untyped-decorator]
     def step(batch: Any, decay: Any) -> Any:
         with tf.GradientTape() as tape:
             parts = losses(network(batch[0], training=True), batch, settings)

@@ -33,7 +33,7 @@ def cosines(bands: int) -> Array:
     order, place = np.arange(min(CEPSTRA, bands)), np.arange(bands)[:, None]
     table = np.sqrt(2 / bands) * np.cos(np.pi * order * (2 * place + 1) / (2 * bands))
     table[:, 0] /= np.sqrt(2)
-    return table.astype(np.float32)
+    return np.asarray(table, np.float32)
 
 
 def autocorrelation(spectrograms: Array) -> Array:

@@ -86,7 +86,9 @@ def test_masks_replace_a_stretch_of_bounded_width_by_the_mean(axis: int, size: i
 
 def test_a_mask_wider_than_the_window_is_refused() -> None:
     with pytest.raises(TrainingError, match="at most 64 wide"):
-        augment.mask(np.zeros((1, 96, 64), np.float32), Augmentation(band_mask_bands=65), np.random.default_rng(0))
+        augment.mask(
+            np.zeros((1, 96, 64), np.float32), Augmentation(band_masks=1, band_mask_bands=65), np.random.default_rng(0)
+        )
 
 
 def test_no_augmentation_changes_nothing() -> None:
@@ -105,7 +107,7 @@ def test_equal_seeds_give_equal_batches_and_others_do_not(seconds: float) -> Non
     def batch(seed: int) -> Any:
         generator = np.random.default_rng(seed)
         windows = augment.training_batch(clips, clips, Augmentation(noise_share=1.0), FRONT_END, generator)
-        return augment.mask(windows, Augmentation(), generator)
+        return augment.mask(windows, Augmentation(time_masks=1, band_masks=1), generator)
 
     assert batch(1).shape == (3, *FRONT_END.shape[:2])
     assert np.array_equal(batch(1), batch(1))
