@@ -80,16 +80,14 @@ def _interval(found: Mapping[str, Any]) -> str:
 
 def _data(data: Mapping[str, Any]) -> str:
     splits = [
-        [split, label, counts["clips"], f"{counts['seconds']:.0f}", counts["groups"]]
-        for split, labels in data["splits"].items()
-        for label, counts in labels.items()
+        [part["split"], part["label"], part["clips"], f"{part['seconds']:.0f}", part["groups"]] for part in data["splits"]
     ]
-    licences = [[name, count] for name, count in data["licences"].items()]
+    licences = [[part["licence"], part["split"], part["clips"]] for part in data["licences"]]
     return (
         "## Data\n\nNo recording stands in two splits. The recordings are not part of this bundle.\n\n"
         + _table(["split", "label", "clips", "seconds", "recordings"], splits)
         + "\n\nSources and licences as their repositories state them:\n\n"
-        + _table(["licence", "clips"], licences)
+        + _table(["licence", "split", "clips"], licences)
         + f"\n\nFingerprint of the data: `{data['fingerprint']}`."
     )
 
@@ -108,6 +106,11 @@ def _training(manifest: Mapping[str, Any]) -> str:
     training = manifest["training"]
     versions = ", ".join(f"{name} {value}" for name, value in training["versions"].items())
     dropped = [f"- Left out: {entry['name']}: {entry['reason']}." for entry in training["dropped"]]
-    silent = [f"- Windows without relevance, {name}: {counts}." for name, counts in manifest["all_zero"].items()]
+    silent = [
+        f"- Windows whose relevance is all zero (the negative mask removes nothing): {name} {split}, "
+        f"{counts['all_zero']} of {counts['rows']}."
+        for name, splits in manifest["all_zero"].items()
+        for split, counts in splits.items()
+    ]
     lines = [f"- Seed {training['seed']}; made {manifest['created_utc']} with {versions}.", *dropped, *silent]
     return "## Training\n\n" + "\n".join(lines)

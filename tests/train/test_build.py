@@ -61,12 +61,12 @@ def selection() -> dict[str, Any]:
             "false_alarms_per_hour": 9.0,
         },
         "metrics": {"members": dict.fromkeys(MEMBERS, INTERVAL), "vote": INTERVAL, "nested": INTERVAL},
-        "all_zero": {},
+        "all_zero": {"vggish": {"devel": {"all_zero": 2, "rows": 12}}},
         "masks": {},
         "data": {
             "fingerprint": "0" * 64,
-            "splits": {"devel": {"orca": {"clips": 3, "seconds": 9.0, "groups": 2}}},
-            "licences": {"none stated": 3},
+            "splits": [{"split": "devel", "label": "orca", "clips": 3, "seconds": 9.0, "groups": 2}],
+            "licences": [{"split": "devel", "licence": "none stated", "clips": 3}],
         },
         "versions": {"tensorflow": "2.14.1"},
     }
@@ -124,7 +124,7 @@ def test_card_tells_the_manifests_figures(run_folder: Path, tmp_path: Path) -> N
     done = CliRunner().invoke(deploy, ["bundle", str(run_folder), str(tmp_path / "bundle")], catch_exceptions=False)
     assert "MB, backbones dynamic" in done.output
     card = (tmp_path / "bundle" / "model-card.md").read_text()
-    for words in ("trained from scratch", "0.900 (0.800 to 0.950)", "none stated | 3", "nested", "0.700"):
+    for words in ("trained from scratch", "0.900 (0.800 to 0.950)", "none stated | devel | 3", "2 of 12", "nested", "0.700"):
         assert words in card
 
 
