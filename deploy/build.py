@@ -128,7 +128,7 @@ def _manifest(
         "backbones": described,
         "heads": {"file": "heads.tflite", "quantization": "float32"},
         "members": members,
-        "relevance": {"mask_neuron": "highest", "snapshot_neuron": "orca", "average_pooling": "conserve"},
+        "relevance": {"mask_neuron": "highest", "snapshot_neuron": "orca, from the confidence", "average_pooling": "conserve"},
         "training": {key: selection[key] for key in ("seed", "recipe", "versions", "dropped")},
         "created_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "orcawatch": __version__,

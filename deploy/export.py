@@ -47,7 +47,8 @@ def export_heads(heads: Sequence[Mapping[str, Any]], vote: Sequence[str], sizes:
     """TFLite file of the members' heads; float32 always, since mask bits flip under quantization.
 
     `score`: features by backbone, each (1, size) -> scores (1, members), the confidence of `orca`.
-    `explain`: the same inputs -> relevance of each backbone's features for the `orca` neuron, summed over the vote.
+    `explain`: the same inputs -> relevance of each backbone's features for the `orca` neuron, starting with each member's
+    confidence and averaged over the vote, so that it adds up to the vote's score.
 
     Parameters
     ----------
@@ -69,10 +70,10 @@ def export_heads(heads: Sequence[Mapping[str, Any]], vote: Sequence[str], sizes:
         total = {name: tf.zeros_like(tensor) for name, tensor in given.items()}
         for head in heads:
             if head["name"] in vote:
-                relevance = head_relevance(_masked(head, given), head["weights"], "orca")
+                relevance = head_relevance(_masked(head, given), head["weights"], "confidence")
                 parts = tf.split(relevance, [sizes[name] for name in head["backbones"]], axis=-1)
                 for name, part in zip(head["backbones"], parts):
-                    total[name] += part
+                    total[name] += part / float(len(vote))
         return total
 
     return _convert(tf.Module(), {"score": (score, specs), "explain": (explain, specs)}, "float32")

@@ -57,12 +57,13 @@ class Ensemble:
     def explain(self, window: Window, channel: int) -> tuple[Array, Array]:
         """Spectrogram and relevance of the vote's `orca` confidence on one channel.
 
-        Deep Taylor through the whole network (paper section 2.3): the heads' relevance of every feature, summed over
-        the vote's members, then the backbone's pass to the spectrogram. The first backbone's map is returned.
+        Deep Taylor through the whole network (paper section 2.3): the heads' relevance of every feature, averaged over
+        the vote's members, then the backbone's pass to the spectrogram. The first backbone's map is returned; with
+        one backbone it adds up to the channel's score.
 
         Returns
         -------
-        spectrogram, relevance : float32, shape (frames, bands). All zero where no member's orca logit is positive.
+        spectrogram, relevance : float32, shape (frames, bands). All zero where nothing speaks for orca.
         """
         spectrograms = self._finish(window)[channel]
         name = next(iter(spectrograms))

@@ -101,10 +101,15 @@ def average_pool(x: Any, relevance: Any, how: str) -> Any:
 
 
 def output(logits: Any, neuron: str) -> Any:
-    """Relevance at the output: the chosen logit's positive part, shape (batch, 2).
+    """Relevance at the output, shape (batch, 2): all on one neuron, where the pass starts.
 
-    `highest` is iNNvestigate's default, the model's own prediction; `orca` explains the detection.
+    `highest` and `orca` start with the positive part of a logit, as iNNvestigate does: of the highest one (its default,
+    the model's own prediction; masks use it) or of orca's, which leaves nothing to explain where that logit is not
+    positive. `confidence` starts on orca's neuron with the softmax confidence instead: the same map but for a factor,
+    it exists for every window and adds up to the score that a person is shown (snapshots use it).
     """
+    if neuron == "confidence":
+        return tf.nn.softmax(logits) * tf.one_hot([ORCA], 2, dtype=logits.dtype)
     chosen = tf.argmax(logits, axis=-1) if neuron == "highest" else tf.fill(tf.shape(logits)[:1], ORCA)
     return tf.nn.relu(logits) * tf.one_hot(chosen, 2, dtype=logits.dtype)
 
@@ -116,7 +121,7 @@ def head_forward(features: Any, head: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def head_relevance(features: Any, head: Mapping[str, Any], neuron: str) -> Any:
-    """Relevance of a head's features for the chosen neuron (`highest` or `orca`), shape (batch, features)."""
+    """Relevance of a head's features for the chosen start (see `output`), shape (batch, features)."""
     hidden, logits = head_forward(features, head)
     of_hidden = dense(hidden, head["kernel"], output(logits, neuron), non_negative=True)
     return dense(features, head["hidden_kernel"], of_hidden, non_negative=True)

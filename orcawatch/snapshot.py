@@ -25,7 +25,7 @@ Array = NDArray[np.float32]
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-METHOD = "deep Taylor, orca neuron, conserving rule for average pooling"
+METHOD = "deep Taylor of the orca neuron from its confidence, conserving rule for average pooling"
 LONGEST_S = 12.0  # of a picture
 LOWEST_DB = -120.0  # levels below are shown as this
 CALL_DB = 6.0  # a cell this far above its band's background belongs to the call
@@ -39,12 +39,12 @@ class Explanation:
     Attributes
     ----------
     level_db : float32, shape (frames, bands), dB re a sine of full scale at the band's centre.
-    relevance : float32, shape (frames, bands), not negative, in units of the members' orca logits.
+    relevance : float32, shape (frames, bands), not negative; a window's adds up to its score.
     times_s : middle of each frame, seconds from the first sample, shape (frames,).
     frequencies_hz : middle of each band, shape (bands,).
     method : how the relevance was computed.
     windows : windows that were explained.
-    silent_windows : those of them whose relevance is all zero: no member's orca logit is positive there.
+    silent_windows : those of them whose relevance is all zero: nothing speaks for orca there.
     """
 
     level_db: Array
@@ -340,7 +340,7 @@ def _lines(event: Event, numbers: Mapping[str, float]) -> list[str]:
     """What the picture's heading says below the title."""
     who = f"channel {event.best_channel}, score {event.score:.2f}"
     if "relevance_in_band" not in numbers:
-        return [who, "no relevance: no member's orca logit is above zero"]
+        return [who, "no relevance: nothing in it speaks for orca"]
     share, area = numbers["relevance_in_band"], numbers["area_in_band"]
     return [who, f"{share:.0%} of the relevance in the box ({area:.0%} by chance)"]
 

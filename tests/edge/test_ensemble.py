@@ -56,7 +56,13 @@ def test_channels_do_not_see_each_other(ensemble: Ensemble, window: Window) -> N
 def test_explanation_has_the_spectrograms_shape_and_no_negative_relevance(ensemble: Ensemble, window: Window) -> None:
     spectrogram, relevance = ensemble.explain(window, 1)
     assert spectrogram.shape == relevance.shape == (96, 64)
-    assert relevance.min() >= 0 and relevance.sum() > 0
+    assert relevance.min() >= 0
+
+
+def test_relevance_adds_up_to_the_channels_score(ensemble: Ensemble, window: Window) -> None:
+    assert len(ensemble.bundle.backbones) == 1
+    score = ensemble.score(window).channel_scores[1]
+    assert ensemble.explain(window, 1)[1].sum() == pytest.approx(score, rel=0.05)
 
 
 def test_channel_fusion() -> None:

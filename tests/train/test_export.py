@@ -54,12 +54,12 @@ def test_heads_score_and_explain_as_the_training_side_does() -> None:
     expected = [softmax_orca(rules.head_forward(x, m["weights"])[1].numpy())[0] for x, m in zip(inputs, members)]
     content = export_heads(members, ["neg", "ff"], SIZES)
     np.testing.assert_allclose(run(content, "score", given)["scores"][0], expected, atol=1e-6)
-    of_neg = rules.head_relevance(inputs[2], members[2]["weights"], "orca").numpy()
-    of_ff = rules.head_relevance(both, members[3]["weights"], "orca").numpy()
+    of_neg = rules.head_relevance(inputs[2], members[2]["weights"], "confidence").numpy()
+    of_ff = rules.head_relevance(both, members[3]["weights"], "confidence").numpy()
     explained = run(content, "explain", given)
     assert of_neg.sum() + of_ff.sum() > 0
-    np.testing.assert_allclose(explained["one"], of_neg + of_ff[:, :20], atol=1e-5)
-    np.testing.assert_allclose(explained["two"], of_ff[:, 20:], atol=1e-5)
+    np.testing.assert_allclose(explained["one"], (of_neg + of_ff[:, :20]) / 2, atol=1e-5)
+    np.testing.assert_allclose(explained["two"], of_ff[:, 20:] / 2, atol=1e-5)
 
 
 @pytest.mark.parametrize(("quantization", "tolerance"), [("float32", 1e-5), ("float16", 2e-2), ("dynamic", 5e-2)])

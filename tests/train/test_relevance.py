@@ -105,6 +105,11 @@ def test_output_is_the_positive_part_of_the_chosen_logit() -> None:
     np.testing.assert_array_equal(rules.output(logits, "orca"), [[0, 3], [0, 0], [0, 0]])
 
 
+def test_output_can_start_with_the_confidence() -> None:
+    started = rules.output(tf.constant([[1.0, 3.0], [2.0, -1.0]]), "confidence").numpy()
+    np.testing.assert_allclose(started, [[0, 1 / (1 + np.exp(-2))], [0, 1 / (1 + np.exp(3))]], rtol=1e-6)
+
+
 def test_head_relevance_is_conserved() -> None:
     head = random_head(40, 16)
     features = np.random.default_rng(7).random((30, 40)).astype(np.float32)
