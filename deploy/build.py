@@ -6,8 +6,9 @@ Reads only the folder that a run leaves (`RUN/result`, laid out as `orcawatch.tr
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,16 @@ from numpy.typing import NDArray
 
 from .._version import __version__
 from ..backbone import load_backbone
-from ..bundle import CARD, load_bundle, write_bundle
+from ..bundle import CARD, Bundle, load_bundle, write_bundle
 from ..ensemble import Ensemble
 from ..errors import InputError
 from ..interpreter import runtime_name
 from ..metrics import Interval, auc_interval
+from ..spectrogram import front_end_from_dict
 from .card import model_card
 
 Array = NDArray[np.float32]
+Progress = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -49,26 +52,34 @@ def read_run(folder: Path) -> Run:
     return Run(result, json.loads(path.read_text(encoding="utf-8")))
 
 
-def build_bundle(run: Run, folder: Path, quantization: str) -> None:
-    """Export the run's vote and write it as a bundle.
+def build_bundle(run: Run, folder: Path, quantization: str, progress: Progress = iter) -> None:
+    """Export the run's vote, measure the export on the run's devel windows, and write both as a bundle.
 
     Parameters
     ----------
     run : from `read_run`.
     folder : the bundle's, which must not exist.
-    quantization : of the backbones: `float32`, `float16` or `dynamic`. Heads and masks stay float32.
+    quantization : of the backbones: `float32` or `dynamic`. Heads and masks stay float32.
+    progress : wraps the iteration over the windows, for a progress bar.
     """
+    files, manifest = _export(run, quantization)
+    with tempfile.TemporaryDirectory() as scratch:
+        write_bundle(Path(scratch) / "bundle", manifest, {**files, CARD: b""})
+        exported = verify_bundle(run, Path(scratch) / "bundle", progress)
+    manifest = {**manifest, "exported": asdict(exported)}
+    write_bundle(folder, manifest, {**files, CARD: model_card(manifest).encode()})
+
+
+def _export(run: Run, quantization: str) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Files of the bundle but for its card, and its manifest but for the export's own figures."""
     from .export import export_heads
 
     backbones = _needed_backbones(run.selection)
     files = {f"{entry['name']}.tflite": _export_backbone(run, entry, quantization) for entry in backbones}
     sizes = {entry["name"]: int(entry["feature_size"]) for entry in backbones}
-    members = _exported_members(run.selection, set(sizes))
-    heads = _heads(run, members)
+    heads = _heads(run, [entry for entry in run.selection["members"] if entry["backbone"] in sizes])
     files["heads.tflite"] = export_heads(heads, run.selection["vote"], sizes)
-    manifest = _manifest(run.selection, backbones, [head["name"] for head in heads], quantization)
-    files[CARD] = model_card(manifest).encode()
-    write_bundle(folder, manifest, files)
+    return files, _manifest(run.selection, backbones, [head["name"] for head in heads], quantization)
 
 
 def _needed_backbones(selection: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -77,14 +88,10 @@ def _needed_backbones(selection: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [entry for entry in selection["backbones"] if entry["name"] in voting]
 
 
-def _exported_members(selection: Mapping[str, Any], backbones: set[str]) -> list[Mapping[str, Any]]:
-    return [entry for entry in selection["members"] if entry["backbone"] in backbones]
-
-
 def _export_backbone(run: Run, entry: Mapping[str, Any], quantization: str) -> bytes:
     from .export import export_backbone
 
-    model = load_backbone(entry["name"]).build_keras()
+    model = load_backbone(entry["name"], front_end_from_dict(entry["front_end"])).build_keras()
     weights = run.arrays(entry["weights"])
     model.set_weights([weights[name] for name in sorted(weights)])
     return export_backbone(model, quantization)
@@ -128,7 +135,11 @@ def _manifest(
         "backbones": described,
         "heads": {"file": "heads.tflite", "quantization": "float32"},
         "members": members,
-        "relevance": {"mask_neuron": "highest", "snapshot_neuron": "orca, from the confidence", "average_pooling": "conserve"},
+        "relevance": {
+            "mask_neuron": "highest",
+            "snapshot_neuron": "orca, from the confidence",
+            "average_pooling": "conserve",
+        },
         "training": {key: selection[key] for key in ("seed", "recipe", "versions", "dropped")},
         "created_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "orcawatch": __version__,
@@ -143,21 +154,19 @@ class Verification:
     ----------
     runtime : the TFLite interpreter's package.
     windows : how many were compared.
-    largest_difference : of a member's window confidence, by member.
-    clip_difference : largest difference of the vote's clip scores.
-    auc : ROC AUC of the exported members and `vote`, with its interval by recording.
+    largest_difference : of a window's confidence by member, and of a clip's score by `vote`.
+    auc : ROC AUC of clips by the exported members and `vote`, with intervals by recording.
     trained_auc : the same of the training side's scores.
     """
 
     runtime: str
     windows: int
     largest_difference: Mapping[str, float]
-    clip_difference: float
     auc: Mapping[str, Interval]
     trained_auc: Mapping[str, Interval]
 
 
-def verify_bundle(run: Run, folder: Path, progress: Callable[[Any], Any] = iter) -> Verification:
+def verify_bundle(run: Run, folder: Path, progress: Progress = iter) -> Verification:
     """Score every devel window of the run with the bundle and compare.
 
     Parameters
@@ -168,34 +177,34 @@ def verify_bundle(run: Run, folder: Path, progress: Callable[[Any], Any] = iter)
     """
     ensemble = Ensemble(load_bundle(folder))
     bundle, devel = ensemble.bundle, run.arrays("devel_scores.npz")
-    spectrograms = {
-        name: np.load(run.folder / f"devel_spectrograms-{name}.npy", mmap_mode="r") for name in bundle.backbones
-    }
-    windows = range(len(devel["window_clip"]))
-    scores = np.stack(
-        [
-            ensemble.score_spectrograms({name: np.array(s[k]) for name, s in spectrograms.items()})
-            for k in progress(windows)
-        ]
-    )
-    columns = [list(devel["members"]).index(name) for name in bundle.members]
-    trained = devel["window_scores"][:, columns]
-    exported_clips, trained_clips = (_clip_scores(s, devel["window_clip"], bundle) for s in (scores, trained))
-    differences = np.abs(scores - trained).max(axis=0)
+    scores = _score_windows(run, ensemble, len(devel["window_clip"]), progress)
+    trained = devel["window_scores"][:, [list(devel["members"]).index(name) for name in bundle.members]]
+    exported_clips, trained_clips = (_clip_scores(one, devel["window_clip"], bundle) for one in (scores, trained))
+    differences = {name: float(np.abs(scores - trained)[:, k].max()) for k, name in enumerate(bundle.members)}
+    differences["vote"] = float(np.abs(exported_clips["vote"] - trained_clips["vote"]).max())
     return Verification(
-        runtime_name(),
-        len(scores),
-        {name: float(value) for name, value in zip(bundle.members, differences)},
-        float(np.abs(exported_clips["vote"] - trained_clips["vote"]).max()),
-        {
-            name: auc_interval(clip, devel["label"].astype(bool), devel["group"])
-            for name, clip in exported_clips.items()
-        },
-        {name: auc_interval(clip, devel["label"].astype(bool), devel["group"]) for name, clip in trained_clips.items()},
+        runtime_name(), len(scores), differences, _aucs(exported_clips, devel), _aucs(trained_clips, devel)
     )
 
 
-def _clip_scores(window_scores: Array, window_clip: NDArray[np.int64], bundle: Any) -> dict[str, NDArray[np.float64]]:
+def _score_windows(run: Run, ensemble: Ensemble, windows: int, progress: Progress) -> Array:
+    """Members' confidences of the run's devel windows, shape (windows, members)."""
+    spectrograms = {
+        name: np.load(run.folder / f"devel_spectrograms-{name}.npy", mmap_mode="r")
+        for name in ensemble.bundle.backbones
+    }
+    given = ({name: np.array(stored[k]) for name, stored in spectrograms.items()} for k in progress(range(windows)))
+    return np.stack([ensemble.score_spectrograms(window) for window in given])
+
+
+def _aucs(clips: Mapping[str, NDArray[np.float64]], devel: Mapping[str, Any]) -> dict[str, Interval]:
+    orca, groups = devel["label"] == "orca", list(devel["group"])
+    return {name: auc_interval(scores, orca, groups) for name, scores in clips.items()}
+
+
+def _clip_scores(
+    window_scores: Array, window_clip: NDArray[np.int64], bundle: Bundle
+) -> dict[str, NDArray[np.float64]]:
     """Mean over each clip's windows, by member and for the vote."""
     counts = np.bincount(window_clip)
     by_member = {

@@ -29,7 +29,10 @@ GROUP = "orcawatch.backbones"
 
 @runtime_checkable
 class Backbone(Protocol):
-    """What a plugin offers. Only `build_keras` and `load_weights` may import TensorFlow, and only when called."""
+    """What a plugin offers. Only `build_keras` and `load_weights` may import TensorFlow, and only when called.
+
+    The class is called without arguments, or with the one front end to use in place of its own.
+    """
 
     name: str
     feature_size: int
@@ -57,11 +60,18 @@ def backbone_names() -> list[str]:
     return sorted({entry.name for entry in metadata.entry_points(group=GROUP)})
 
 
-def load_backbone(name: str) -> Backbone:
-    """A new instance of the plugin of that name; raises InputError where none is installed."""
+def load_backbone(name: str, front_end: FrontEnd | None = None) -> Backbone:
+    """A new instance of the plugin of that name; raises InputError where none is installed.
+
+    Parameters
+    ----------
+    name : as in the entry point.
+    front_end : used in place of the plugin's own.
+    """
     for entry in metadata.entry_points(group=GROUP):
         if entry.name == name:
-            backbone: Backbone = entry.load()()
+            plugin = entry.load()
+            backbone: Backbone = plugin() if front_end is None else plugin(front_end)
             return backbone
     raise InputError(f"backbone must be one of {backbone_names()}, not {name!r}: install the package that brings it")
 
@@ -71,11 +81,18 @@ class EdgeBackbone:
 
     Signatures: `features(spectrogram) -> features`; `explain(spectrogram, relevance) -> map`, with
     spectrogram (1, *shape), features and relevance (1, feature_size), map (1, *shape).
+
+    Raises
+    ------
+    BundleError : the file is no model, or does not fit the front end or the feature size.
     """
 
-    def __init__(self, path: Path, front_end: FrontEnd, threads: int = 1) -> None:
+    def __init__(self, path: Path, front_end: FrontEnd, feature_size: int, threads: int = 1) -> None:
         self.front_end = front_end
         self._model = Model(path, threads)
+        spectrogram, features = (1, *front_end.shape), (1, feature_size)
+        self._model.require("features", {"spectrogram": spectrogram}, {"features": features})
+        self._model.require("explain", {"relevance": features, "spectrogram": spectrogram}, {"map": spectrogram})
 
     def features(self, spectrogram: Array) -> Array:
         """Pooled features of one spectrogram (frames, bands): float32, shape (feature_size,)."""

@@ -41,6 +41,7 @@ class Bundle:
     Attributes
     ----------
     folder : where it is.
+    name : for records.
     backbones : by name, in the order in which the heads take their features.
     members : names of the heads' outputs, in order.
     vote : the members whose confidences are averaged (paper section 2.1).
@@ -51,6 +52,7 @@ class Bundle:
     """
 
     folder: Path
+    name: str
     backbones: Mapping[str, BackboneFile]
     members: tuple[str, ...]
     vote: tuple[str, ...]
@@ -59,11 +61,6 @@ class Bundle:
     start_threshold: float
     stop_threshold: float
     manifest: Mapping[str, Any]
-
-    @property
-    def name(self) -> str:
-        """The bundle's name, for records."""
-        return str(self.manifest["name"])
 
     @property
     def digest(self) -> str:
@@ -118,6 +115,8 @@ def _verify_files(folder: Path, manifest: Mapping[str, Any]) -> None:
     named = manifest.get("files")
     if not isinstance(named, dict) or not named:
         raise BundleError(f"{folder / MANIFEST} names no files: make the bundle again")
+    if surplus := sorted({path.name for path in folder.iterdir()} - {MANIFEST, *named}):
+        raise BundleError(f"{folder} holds {surplus}, which its manifest does not name: remove them")
     for name, expected in named.items():
         path = folder / name
         if Path(name).name != name or not path.is_file():
@@ -140,6 +139,7 @@ def _bundle(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
     bundle = Bundle(
         folder=folder,
         backbones=backbones,
+        name=str(manifest["name"]),
         members=tuple(manifest["members"]),
         vote=tuple(manifest["vote"]),
         hop_s=float(manifest["hop_s"]),
@@ -158,6 +158,10 @@ def _check(bundle: Bundle) -> None:
         raise BundleError(f"{where}: vote must name members {list(bundle.members)}, not {list(bundle.vote)}")
     if bundle.channel_fusion not in ("max", "mean"):
         raise BundleError(f"{where}: channel_fusion must be max or mean, not {bundle.channel_fusion!r}")
+    for entry in bundle.backbones.values():
+        window_s = entry.front_end.frames * entry.front_end.hop_samples / entry.front_end.rate_hz
+        if not 0 < bundle.hop_s <= window_s:
+            raise BundleError(f"{where}: hop_s must be at most {window_s:g} s (one window), not {bundle.hop_s:g}")
     if not 0 <= bundle.stop_threshold <= bundle.start_threshold <= 1:
         raise BundleError(f"{where}: thresholds must be 0 <= stop <= start <= 1")
     for name in [entry.file for entry in bundle.backbones.values()] + [bundle.manifest["heads"]["file"]]:

@@ -27,15 +27,22 @@ class Ensemble:
     ----------
     bundle : a verified bundle.
     threads : processor threads of the interpreter.
+
+    Raises
+    ------
+    BundleError : a model does not fit what the manifest says of it.
     """
 
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
         self.bundle = bundle
         self._backbones = {
-            name: EdgeBackbone(bundle.folder / entry.file, entry.front_end, threads)
+            name: EdgeBackbone(bundle.folder / entry.file, entry.front_end, entry.feature_size, threads)
             for name, entry in bundle.backbones.items()
         }
         self._heads = Model(bundle.folder / bundle.manifest["heads"]["file"], threads)
+        sizes = {name: (1, entry.feature_size) for name, entry in bundle.backbones.items()}
+        self._heads.require("score", sizes, {"scores": (1, len(bundle.members))})
+        self._heads.require("explain", sizes, sizes)
         self._vote = [bundle.members.index(name) for name in bundle.vote]
 
     def score(self, window: Window) -> WindowScore:

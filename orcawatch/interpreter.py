@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from .errors import BundleError, OrcawatchError
 
 Array = NDArray[np.float32]
+Shapes = dict[str, tuple[int, ...]]
 
 # TensorFlow's own comes last: it serves the training environment, which has no other.
 RUNTIMES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter", "tensorflow.lite.python.interpreter")
@@ -60,9 +61,7 @@ class Model:
         try:
             self._interpreter = runtime().Interpreter(model_path=str(path), num_threads=threads)
         except (ValueError, RuntimeError) as fault:
-            raise BundleError(
-                f"{path} is not a TFLite model that this interpreter can read: {fault}"
-            ) from fault
+            raise BundleError(f"{path} is not a TFLite model that this interpreter can read: {fault}") from fault
         # Before any signature runner: without it tflite-runtime does not use its fast kernels.
         self._interpreter.allocate_tensors()
         self._runners: dict[str, Any] = {}
@@ -73,24 +72,32 @@ class Model:
         found: dict[str, dict[str, list[str]]] = self._interpreter.get_signature_list()
         return found
 
-    def call(self, signature: str, inputs: dict[str, Array], outputs: Iterable[str] = ()) -> dict[str, Array]:
-        """Run one signature; the arrays returned are copies.
+    def call(self, signature: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one signature on float32 arrays by name; the arrays returned are copies."""
+        return {name: np.array(result) for name, result in self._runner(signature)(**inputs).items()}
 
-        Parameters
-        ----------
-        signature : its name.
-        inputs : float32 arrays by name.
-        outputs : the outputs wanted; all where none is named.
+    def require(self, signature: str, inputs: Shapes, outputs: Shapes) -> None:
+        """Check a signature's shapes, since an interpreter bends the model to whatever input comes.
+
+        Raises
+        ------
+        BundleError : the model lacks the signature, or takes or gives other arrays.
         """
-        results = self._runner(signature)(**inputs)
-        wanted = list(outputs) or list(results)
-        return {name: np.array(results[name]) for name in wanted}
+        runner = self._runner(signature)
+        found = (_shapes(runner.get_input_details()), _shapes(runner.get_output_details()))
+        if found != (inputs, outputs):
+            raise BundleError(
+                f"{self._path} does not fit its manifest: {signature} must take {inputs} and give {outputs}, "
+                f"not {found[0]} and {found[1]}; make the bundle again"
+            )
 
     def _runner(self, signature: str) -> Any:
         if signature not in self._runners:
             if signature not in self.signatures:
-                raise BundleError(
-                    f"{self._path} has no signature {signature!r}, only {sorted(self.signatures)}"
-                )
+                raise BundleError(f"{self._path} has no signature {signature!r}, only {sorted(self.signatures)}")
             self._runners[signature] = self._interpreter.get_signature_runner(signature)
         return self._runners[signature]
+
+
+def _shapes(details: Mapping[str, Any]) -> Shapes:
+    return {name: tuple(int(size) for size in detail["shape"]) for name, detail in details.items()}

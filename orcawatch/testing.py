@@ -78,6 +78,8 @@ def _check_light_import(backbone: Backbone) -> None:
 def _check_front_end(backbone: Backbone) -> None:
     front_end = backbone.front_end
     _require(front_end_from_dict(front_end.to_dict()) == front_end, "front_end must survive to_dict and back")
+    again = type(backbone)(front_end)  # type: ignore[call-arg]
+    _require(again.front_end == front_end, "the class must take the front end to use as its only argument")
     audio = np.random.default_rng(1).normal(0, 0.1, (2 * front_end.rate_hz, 1)).astype(np.float32)
     rows = rows_of(front_end, audio, front_end.rate_hz)
     _require(len(rows) >= front_end.frames, "two seconds of audio must fill one window")

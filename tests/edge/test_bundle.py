@@ -77,9 +77,13 @@ def test_flipped_byte_in_the_manifest_is_refused(folder: Path) -> None:
         ({"thresholds": {"start": 0.2, "stop": 0.5}}, "stop <= start"),
         ({"thresholds": {"start": 0.2}}, "lacks or garbles 'stop'"),
         ({"hop_s": "soon"}, "lacks or garbles"),
+        ({"hop_s": 5.0}, r"at most 0.96 s \(one window\), not 5"),
         ({"heads": {"file": "elsewhere.tflite"}}, "hash is not listed"),
         ({"files": {}}, "names no files"),
-        ({"files": {"../outside": "0"}}, "lacks ../outside"),
+        (
+            {"files": {"../outside": "0", "vggish.tflite": "0", "heads.tflite": "0", "model-card.md": "0"}},
+            "lacks ../outside",
+        ),
         ({"backbones": [{"name": "v", "file": "vggish.tflite", "feature_size": 1, "front_end": {"kind": "x"}}]}, "x"),
     ],
 )
@@ -94,6 +98,12 @@ def test_missing_parts_are_named(folder: Path) -> None:
         load_bundle(folder.parent)
     (folder / "heads.tflite").unlink()
     with pytest.raises(BundleError, match=r"lacks heads.tflite"):
+        load_bundle(folder)
+
+
+def test_surplus_file_is_refused(folder: Path) -> None:
+    (folder / "extra.tflite").write_bytes(b"")
+    with pytest.raises(BundleError, match=r"holds \['extra.tflite'\], which its manifest does not name"):
         load_bundle(folder)
 
 

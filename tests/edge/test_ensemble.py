@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
-from orcawatch.bundle import SHIPPED, load_bundle
+from orcawatch.bundle import SHIPPED, load_bundle, write_bundle
 from orcawatch.calls import pulsed_call
 from orcawatch.ensemble import Ensemble, fuse_channels
+from orcawatch.errors import BundleError
 from orcawatch.records import Window
 from orcawatch.spectrogram import rows_of
 
@@ -63,6 +68,23 @@ def test_relevance_adds_up_to_the_channels_score(ensemble: Ensemble, window: Win
     assert len(ensemble.bundle.backbones) == 1
     score = ensemble.score(window).channel_scores[1]
     assert ensemble.explain(window, 1)[1].sum() == pytest.approx(score, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        lambda m: m["backbones"][0]["front_end"].update(bands=32),
+        lambda m: m["backbones"][0].update(feature_size=7),
+        lambda m: m["members"].append("another"),
+    ],
+)
+def test_manifest_that_does_not_fit_the_models_is_refused(tmp_path: Path, changes: Any) -> None:
+    manifest = json.loads((SHIPPED / "manifest.json").read_text())
+    files = {name: (SHIPPED / name).read_bytes() for name in manifest["files"]}
+    changes(manifest)
+    write_bundle(tmp_path / "bundle", {k: v for k, v in manifest.items() if k not in ("files", "digest")}, files)
+    with pytest.raises(BundleError, match="does not fit its manifest"):
+        Ensemble(load_bundle(tmp_path / "bundle"))
 
 
 def test_channel_fusion() -> None:

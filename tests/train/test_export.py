@@ -62,7 +62,7 @@ def test_heads_score_and_explain_as_the_training_side_does() -> None:
     np.testing.assert_allclose(explained["two"], of_ff[:, 20:] / 2, atol=1e-5)
 
 
-@pytest.mark.parametrize(("quantization", "tolerance"), [("float32", 1e-5), ("float16", 2e-2), ("dynamic", 5e-2)])
+@pytest.mark.parametrize(("quantization", "tolerance"), [("float32", 1e-5), ("dynamic", 5e-2)])
 def test_vggish_exports_with_its_relevance(quantization: str, tolerance: float) -> None:
     tf.keras.utils.set_random_seed(1)
     backbone = load_backbone("vggish")
