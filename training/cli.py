@@ -52,6 +52,7 @@ def status(target: Path, data: Path | None) -> None:
     """Show the stages of TARGET, a recipe or the folder of a run: done or missing, with time and memory."""
     from . import pipeline
 
+    require_training()
     _, runner = pipeline.prepare(target, data)
     for state in runner.status():
         cost = f"{state.wall_s:9.1f} s {state.peak_mb:7.0f} MB" if state.done else ""

@@ -10,8 +10,9 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,17 @@ from numpy.typing import NDArray
 from ..errors import AudioError, TrainingError
 
 Array = NDArray[np.float32]
+Row = Mapping[str, str]
 
 log = logging.getLogger(__name__)
 
 RATE_HZ = 16000
 LABELS = ("noise", "orca")
-SPLITS = ("train", "devel", "test")
+USED = ("train", "devel")
+SPLITS = (*USED, "test")
 COLUMNS = ("file_name", "label", "split", "group")
 UNLABELLED = "?"
+NOT_STATED = "not stated"
 COMPARE_FOLDER = "ComParE2019_OrcaActivity"
 COMPARE_LABELS = ("labels.csv", "DeepAL_ComParE.csv")
 COMPARE_FOUR_CHANNEL = "wav_4channel"
@@ -47,10 +51,10 @@ class Clip:
     file_name : as the labels name it; channels of one file share it.
     path : where the file is.
     channel : index of the channel taken.
-    label : `orca`, `noise`, or `?` (ComParE's test set).
-    split : `train`, `devel` or `test`.
+    label : `orca` or `noise`.
+    split : `train` or `devel`; test files are never looked at.
     group : the recording; never on two sides of a split.
-    kind, source, licence : free text for augmentation and the model card, empty where unknown.
+    kind, source, repository, licence : free text for augmentation and the model card, empty where unknown.
     seconds : length of the file.
     """
 
@@ -62,6 +66,7 @@ class Clip:
     group: str
     kind: str
     source: str
+    repository: str
     licence: str
     seconds: float
 
@@ -93,18 +98,26 @@ class Fault:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a reader found: usable clips in the order of the labels, and what was set aside."""
+    """What a reader found.
+
+    Attributes
+    ----------
+    clips : the usable clips of train and devel, in the order of the labels.
+    set_aside : files that cannot be used.
+    recordings : `given` where the labels name the recordings, `one per file` where each file counts as one.
+    """
 
     clips: tuple[Clip, ...]
     set_aside: tuple[Fault, ...]
+    recordings: str
 
 
 def read_labels(folder: Path, on_corrupt: str = "refuse") -> Dataset:
     """Read `labels.csv` and the files in `wav/`.
 
     Columns file_name, label (`orca` or `noise`), split (`train`, `devel` or `test`) and group (the recording) are
-    needed; kind, source and licence are taken where they are. Training files of several channels become one clip per
-    channel; the other splits must be mono.
+    needed; kind, source, repository and licence are taken where they are. Training files of several channels become
+    one clip per channel; devel files must be mono. Test files are not looked at: only their rows are checked.
 
     Parameters
     ----------
@@ -117,8 +130,7 @@ def read_labels(folder: Path, on_corrupt: str = "refuse") -> Dataset:
         both sides of a split, or (with `refuse`) unreadable files; the text names them.
     """
     rows = _read_csv(folder / "labels.csv", COLUMNS)
-    paths = [folder / "wav" / row["file_name"] for row in rows]
-    return _dataset(folder / "labels.csv", rows, paths, on_corrupt)
+    return _dataset(folder / "labels.csv", rows, lambda row: folder / "wav" / row["file_name"], on_corrupt)
 
 
 def read_compare2019(folder: Path, on_corrupt: str = "refuse") -> Dataset:
@@ -144,8 +156,9 @@ def read_compare2019(folder: Path, on_corrupt: str = "refuse") -> Dataset:
     """
     root = folder / COMPARE_FOLDER if (folder / COMPARE_FOLDER).is_dir() else folder
     table = _compare_table(root)
-    rows = [_compare_row(row) for row in _read_csv(table, ("file_name", "label"))]
-    return _dataset(table, rows, [_compare_path(root, row) for row in rows], on_corrupt)
+    as_read = _read_csv(table, ("file_name", "label"))
+    found = _dataset(table, [_compare_row(row) for row in as_read], partial(_compare_path, root), on_corrupt)
+    return found if all(row.get("group") for row in as_read) else replace(found, recordings="one per file")
 
 
 READERS = {"labels": read_labels, "compare2019": read_compare2019}
@@ -158,13 +171,13 @@ def _compare_table(root: Path) -> Path:
     raise TrainingError(f"{root} has no lab/labels.csv: name the folder of the ComParE 2019 Orca Activity data")
 
 
-def _compare_row(row: Mapping[str, str]) -> dict[str, str]:
+def _compare_row(row: Row) -> dict[str, str]:
     stem = Path(row["file_name"]).stem
     named = {"split": stem.split("_")[0], "group": stem, "source": "ComParE 2019 Orca Activity (DeepAL Fieldwork)"}
     return {**named, **{key: value for key, value in row.items() if value}}
 
 
-def _compare_path(root: Path, row: Mapping[str, str]) -> Path:
+def _compare_path(root: Path, row: Row) -> Path:
     original = root / COMPARE_FOUR_CHANNEL / row["file_name"]
     return original if row["split"] == "train" and original.is_file() else root / "wav" / row["file_name"]
 
@@ -180,12 +193,13 @@ def _read_csv(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
         return [{key: value or "" for key, value in row.items() if key} for row in reader]
 
 
-def _dataset(table: Path, rows: Sequence[Mapping[str, str]], paths: Sequence[Path], on_corrupt: str) -> Dataset:
-    _raise_if(table, [*_row_faults(rows), *_missing(paths)])
+def _dataset(table: Path, rows: Sequence[Row], path_of: Callable[[Row], Path], on_corrupt: str) -> Dataset:
+    used = [row for row in rows if row["split"] != "test"]
+    _raise_if(table, [*_row_faults(rows), *_shared_recordings(rows), *_missing([path_of(row) for row in used])])
     clips, set_aside, faults = [], [], []
-    for row, path in zip(rows, paths):
+    for row in used:
         try:
-            clips += _clips_of(row, path)
+            clips += _clips_of(row, path_of(row))
         except AudioError as fault:
             set_aside.append(Fault(row["file_name"], str(fault)))
         except TrainingError as fault:
@@ -193,8 +207,8 @@ def _dataset(table: Path, rows: Sequence[Mapping[str, str]], paths: Sequence[Pat
     if on_corrupt == "refuse":
         faults += [fault.reason for fault in set_aside]
     _raise_if(table, faults)
-    check_clips(clips, str(table))
-    return Dataset(tuple(clips), tuple(set_aside))
+    check_classes(clips, table)
+    return Dataset(tuple(clips), tuple(set_aside), "given")
 
 
 def _raise_if(table: Path, faults: Sequence[str]) -> None:
@@ -204,7 +218,7 @@ def _raise_if(table: Path, faults: Sequence[str]) -> None:
         raise TrainingError(f"{table} cannot be trained on:\n  {shown}{more}")
 
 
-def _row_faults(rows: Sequence[Mapping[str, str]]) -> list[str]:
+def _row_faults(rows: Sequence[Row]) -> list[str]:
     faults = [] if rows else ["it has no rows"]
     counts = Counter(row["file_name"] for row in rows)
     faults += [f"{name} is listed {count} times" for name, count in counts.items() if count > 1]
@@ -213,7 +227,7 @@ def _row_faults(rows: Sequence[Mapping[str, str]]) -> list[str]:
     return faults
 
 
-def _label_faults(row: Mapping[str, str]) -> list[str]:
+def _label_faults(row: Row) -> list[str]:
     faults = []
     allowed = (*LABELS, UNLABELLED) if row["split"] == "test" else LABELS
     if row["label"] not in allowed:
@@ -231,7 +245,7 @@ def _missing(paths: Sequence[Path]) -> list[str]:
     return [f"{len(missing)} of {len(paths)} files are missing: {shown}"] if missing else []
 
 
-def _clips_of(row: Mapping[str, str], path: Path) -> list[Clip]:
+def _clips_of(row: Row, path: Path) -> list[Clip]:
     """One clip per channel of a training file, the one channel of another; AudioError for an unreadable header."""
     try:
         header = soundfile.info(str(path))
@@ -242,38 +256,33 @@ def _clips_of(row: Mapping[str, str], path: Path) -> list[Clip]:
     return [_clip(row, path, channel, header.duration) for channel in range(header.channels)]
 
 
-def _clip(row: Mapping[str, str], path: Path, channel: int, seconds: float) -> Clip:
+def _clip(row: Row, path: Path, channel: int, seconds: float) -> Clip:
     known = {name: row[name] for name in ("file_name", "label", "split", "group")}
-    free = {name: row.get(name, "") for name in ("kind", "source", "licence")}
+    free = {name: row.get(name, "") for name in ("kind", "source", "repository", "licence")}
     return Clip(path=path, channel=channel, seconds=float(seconds), **known, **free)
 
 
-def check_clips(clips: Iterable[Clip], where: str) -> None:
-    """Refuse clips on which an evaluation would be worth nothing.
-
-    Raises
-    ------
-    TrainingError : train or devel lacks a class, or a recording stands on both sides of a split.
-    """
-    clips = list(clips)
+def check_classes(clips: Iterable[Clip], where: Path) -> None:
+    """Raise TrainingError where train or devel lacks a class."""
+    there = {(clip.split, clip.label) for clip in clips}
     faults = [
         f"split {split} has no {label} clip; training and evaluation need both classes"
-        for split in ("train", "devel")
+        for split in USED
         for label in LABELS
-        if not any(clip.split == split and clip.label == label for clip in clips)
+        if (split, label) not in there
     ]
-    _raise_if(Path(where), [*faults, *_shared_recordings(clips)])
+    _raise_if(where, faults)
 
 
-def _shared_recordings(clips: Iterable[Clip]) -> list[str]:
+def _shared_recordings(rows: Iterable[Row]) -> list[str]:
     sides: dict[str, set[str]] = {}
-    for clip in clips:
-        sides.setdefault(clip.group, set()).add(clip.split)
+    for row in rows:
+        sides.setdefault(row["group"], set()).add(row["split"])
     return [
         f"recording {group} stands in {' and '.join(sorted(splits))}: a recording must be in one split, or the "
         "evaluation measures memory; move all its clips to one side"
         for group, splits in sorted(sides.items())
-        if len(splits) > 1
+        if group and len(splits) > 1
     ]
 
 
@@ -338,7 +347,7 @@ def load_all(clips: Sequence[Clip], on_corrupt: str, progress: Any) -> tuple[lis
             faults.append(Fault(clip.file_name, str(fault)))
     if on_corrupt == "refuse":
         _raise_if(Path("the data"), [fault.reason for fault in faults])
-    check_clips(usable, "what remains of the data")
+    check_classes(usable, Path("what remains of the data"))
     return usable, waveforms, faults
 
 
@@ -363,20 +372,15 @@ def file_digest(path: Path) -> str:
 
 
 def counts(clips: Sequence[Clip]) -> dict[str, Any]:
-    """Clips, seconds and recordings by split and label, and clips by licence, for the model card."""
-    table = [
+    """Clips, seconds and recordings by split and label, and clips by where they come from, for the model card."""
+    splits = [
         {"split": split, "label": label, **_amounts([c for c in clips if (c.split, c.label) == (split, label)])}
-        for split in SPLITS
-        for label in (*LABELS, UNLABELLED)
+        for split in USED
+        for label in LABELS
     ]
-    licences = Counter((c.split, c.licence or "not stated") for c in clips)
-    return {
-        "splits": [row for row in table if row["clips"]],
-        "licences": [
-            {"split": split, "licence": licence, "clips": number}
-            for (split, licence), number in sorted(licences.items())
-        ],
-    }
+    origins = Counter((c.repository or NOT_STATED, c.licence or NOT_STATED, c.split) for c in clips)
+    sources = [dict(zip(("repository", "licence", "split"), key), clips=n) for key, n in sorted(origins.items())]
+    return {"splits": splits, "sources": sources}
 
 
 def _amounts(clips: Sequence[Clip]) -> dict[str, Any]:

@@ -15,11 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TrainingError
-from ..metrics import roc_auc
-from ..spectrogram import FrontEnd, rows_of
-from ..windows import windows_of
+from ..spectrogram import FrontEnd
 from .augment import NONE, Augmentation, mask, training_batch
-from .teacher import Teacher, fit_teacher
+from .teacher import Teacher
 
 if TYPE_CHECKING:
     from .dataset import LoadedClip
@@ -30,7 +28,6 @@ Clips = Sequence["LoadedClip"]
 POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 LOSSES = ("loss", "label_loss", "teacher_loss")
 LARGEST_GRADIENT = 5.0
-SCORED = 64  # windows at a time
 
 
 @dataclass(frozen=True)
@@ -50,10 +47,8 @@ class FineTuneSettings:
         sound with its source, equally often; between them, the counts to that power.
     label_weight, teacher_weight : what the cross-entropy to the labels and that to the teacher's confidence count in
         the loss; 0 switches one off.
-    teacher_strength : of the teacher's regularisation, see `teacher.fit_logistic`.
-    evaluations : how often the history gets a line, and the devel clips, where given, are scored.
+    evaluations : how often the history gets a line.
     precision : Keras' policy while training: `float32`, `mixed_bfloat16` or `mixed_float16`. The weights are float32.
-    seed : equal seeds give equal weights on one machine.
     """
 
     steps: int = 800
@@ -68,19 +63,16 @@ class FineTuneSettings:
     source_balance: float = 0.5
     label_weight: float = 0.3
     teacher_weight: float = 1.0
-    teacher_strength: float = 1e-4
     evaluations: int = 8
     precision: str = "float32"
-    seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot train."""
         for name in ("steps", "batch_size", "evaluations"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} must be 1 or more, not {getattr(self, name)}")
-        for name in ("learning_rate", "teacher_strength"):
-            if getattr(self, name) <= 0:
-                raise TrainingError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.learning_rate <= 0:
+            raise TrainingError(f"learning_rate must be above 0, not {self.learning_rate}")
         for name in ("warm_up_share", "average_decay", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise TrainingError(f"{name} must be 0 to below 1, not {getattr(self, name)}")
@@ -134,31 +126,22 @@ def class_weights(orca: NDArray[np.bool_], orca_share: float) -> Array:
     return np.where(orca, 0.5 / orca_share, 0.5 / (1 - orca_share)).astype(np.float32)
 
 
-def cut_windows(clips: Clips, front_end: FrontEnd, hop: int) -> tuple[Array, NDArray[np.int64]]:
-    """Finished spectrograms of every window of the clips, (windows, frames, bands), and which clip each is of."""
-    rows = [rows_of(front_end, clip.waveform[:, None], front_end.rate_hz)[:, 0] for clip in clips]
-    windows = [windows_of(part, front_end.frames, hop)[1] for part in rows]
-    owners = np.repeat(np.arange(len(clips)), [len(part) for part in windows])
-    return np.asarray(front_end.finish(np.concatenate(windows)), np.float32), owners
-
-
-def teacher_of(clips: Clips, front_end: FrontEnd, settings: FineTuneSettings) -> Teacher:
-    """The teacher, fitted to the clips as they are."""
-    spectrograms, owners = cut_windows(clips, front_end, front_end.frames)
-    return fit_teacher(spectrograms, is_orca(clips)[owners], settings.teacher_strength)
-
-
 def batches(
-    clips: Clips, teacher: Teacher, settings: FineTuneSettings, augmentation: Augmentation, front_end: FrontEnd
+    clips: Clips,
+    teacher: Teacher | None,
+    settings: FineTuneSettings,
+    augmentation: Augmentation,
+    front_end: FrontEnd,
+    seed: int,
 ) -> Iterator[tuple[Array, ...]]:
     """Endless training batches, the same for the same seed.
 
     Yields
     ------
-    spectrograms (batch, *front_end.shape) with masks; labels 0 or 1, weights, and the teacher's confidence in the
-    spectrograms without masks, all (batch,).
+    spectrograms (batch, *front_end.shape) with masks; weights and labels 0 or 1, both (batch,); and, where there is a
+    teacher, its confidence in the spectrograms without masks, (batch,).
     """
-    generator = np.random.default_rng(settings.seed)
+    generator = np.random.default_rng(seed)
     chances, orca = drawing_chances(clips, settings), is_orca(clips)
     noise = [clip for clip in clips if clip.label != "orca"]
     while True:
@@ -166,8 +149,8 @@ def batches(
         whole = training_batch([clips[k] for k in drawn], noise, augmentation, front_end, generator)
         seen = mask(whole, augmentation, generator).reshape(-1, *front_end.shape)
         labels = orca[drawn]
-        weights = class_weights(labels, settings.orca_share)
-        yield seen, labels.astype(np.float32), weights, teacher.confidence(whole)
+        taught = [teacher.confidence(whole)] if teacher else []
+        yield (seen, class_weights(labels, settings.orca_share), labels.astype(np.float32), *taught)
 
 
 def learning_rate_at(step: int, settings: FineTuneSettings) -> float:
@@ -205,13 +188,16 @@ def with_head(model: Any, dropout: float) -> Any:
 
 
 def losses(outputs: Any, batch: Any, settings: FineTuneSettings) -> Any:
-    """The loss and its two parts, weighted by class, in the order of `LOSSES`; outputs (batch, 1) are logits."""
+    """The loss and its parts, weighted by class, in the order of `LOSSES`; outputs (batch, 1) are logits.
+
+    The part of the teacher is there where the batch (see `batches`) holds its confidence.
+    """
     import tensorflow as tf
 
-    logits, (_, labels, weights, confidences) = outputs[:, 0], batch
-    label = tf.reduce_mean(weights * tf.nn.sigmoid_cross_entropy_with_logits(labels, logits))
-    taught = tf.reduce_mean(weights * tf.nn.sigmoid_cross_entropy_with_logits(confidences, logits))
-    return settings.label_weight * label + settings.teacher_weight * taught, label, taught
+    logits, (_, weights, *targets) = outputs[:, 0], batch
+    parts = [tf.reduce_mean(weights * tf.nn.sigmoid_cross_entropy_with_logits(one, logits)) for one in targets]
+    shares = (settings.label_weight, settings.teacher_weight)
+    return sum(share * part for share, part in zip(shares, parts)), *parts
 
 
 def make_optimizer(settings: FineTuneSettings) -> Any:
@@ -258,7 +244,8 @@ def fine_tune(
     augmentation: Augmentation | None,
     front_end: FrontEnd,
     progress: Callable[..., Any],
-    devel: Clips = (),
+    seed: int,
+    teacher: Teacher | None,
 ) -> dict[str, Any]:
     """Train a backbone in place.
 
@@ -268,36 +255,36 @@ def fine_tune(
     clips : the training clips, at the front end's rate.
     settings, augmentation, front_end : how; no augmentation trains on the clips as they are.
     progress : (iterable, what, unit) -> iterable that shows how far it is.
-    devel : clips to be scored `evaluations` times for the history; nothing is chosen by them.
+    seed : equal seeds give equal weights on one machine.
+    teacher : answers where `teacher_weight` is above 0; None where it is 0.
 
     Returns
     -------
-    The history, lists with one entry an evaluation: `step`, the mean since the last of `loss`, `label_loss` and
-    `teacher_loss`, and `devel_auc` (mean confidence of a clip's windows) where devel clips are.
+    The history, lists with one entry an evaluation: `step`, and the mean since the last of `loss`, `label_loss` and,
+    where there is a teacher, `teacher_loss`.
 
     Raises
     ------
-    TrainingError : one class only.
+    TrainingError : one class only, or a `teacher_weight` without a teacher, or the other way round.
     """
     import tensorflow as tf
 
-    tf.keras.utils.set_random_seed(settings.seed)
-    teacher = teacher_of(clips, front_end, settings)
+    if bool(settings.teacher_weight) != (teacher is not None):
+        needed = "a teacher" if settings.teacher_weight else "no teacher"
+        raise TrainingError(f"teacher_weight {settings.teacher_weight} needs {needed}")
+    tf.keras.utils.set_random_seed(seed)
     copy = with_precision(model, settings.precision)
     network = with_head(copy, settings.dropout)
     averaged = [tf.Variable(weight, trainable=False) for weight in network.get_weights()]
     step = make_step(network, optimizer := make_optimizer(settings), averaged, settings)
-    source = batches(clips, teacher, settings, augmentation or NONE, front_end)
-    scored = cut_windows(devel, front_end, max(1, front_end.frames // 2)) if devel else None
-    history: dict[str, Any] = {name: [] for name in ("step", *LOSSES, *(["devel_auc"] if devel else []))}
+    source = batches(clips, teacher, settings, augmentation or NONE, front_end, seed)
+    history: dict[str, Any] = {}
     recent: list[Any] = []
     for number in progress(range(settings.steps), "fine-tuning", "step"):
         optimizer.learning_rate = learning_rate_at(number, settings)
         recent.append(step(tuple(map(tf.constant, next(source))), tf.constant(average_decay_at(number, settings))))
         if (number + 1) * settings.evaluations // settings.steps > number * settings.evaluations // settings.steps:
             _record(history, number + 1, recent)
-            if scored is not None:
-                history["devel_auc"].append(_devel_auc(network, averaged, scored, is_orca(devel)))
             recent = []
     network.set_weights([variable.numpy() for variable in averaged])
     model.set_weights(copy.get_weights())
@@ -305,18 +292,6 @@ def fine_tune(
 
 
 def _record(history: dict[str, Any], step: int, recent: Sequence[Any]) -> None:
-    history["step"].append(step)
+    history.setdefault("step", []).append(step)
     for name, value in zip(LOSSES, np.mean([np.asarray(parts) for parts in recent], axis=0)):
-        history[name].append(float(value))
-
-
-def _devel_auc(network: Any, averaged: Sequence[Any], scored: Any, orca: NDArray[np.bool_]) -> float:
-    """ROC AUC of the clips' mean confidence under the averaged weights; the weights in training come back."""
-    spectrograms, owners = scored
-    kept = network.get_weights()
-    network.set_weights([variable.numpy() for variable in averaged])
-    parts = [spectrograms[i : i + SCORED, ..., None] for i in range(0, len(spectrograms), SCORED)]
-    logits = np.concatenate([np.asarray(network(part))[:, 0] for part in parts]).astype(np.float64)
-    network.set_weights(kept)
-    confidences = np.bincount(owners, 1 / (1 + np.exp(-logits))) / np.bincount(owners)
-    return roc_auc(confidences, orca)
+        history.setdefault(name, []).append(float(value))

@@ -38,7 +38,6 @@ class HeadSettings:
         call-free windows of an orca clip are free to be noise; the larger, the nearer to the highest window.
     teacher_share : the target of a window is this share of the teacher's confidence (`teacher`), the rest its label.
         The classes' weights follow the labels.
-    teacher_strength : of that teacher's regularisation, see `teacher.fit_logistic`.
     slope, shift : calibration of the confidence, see `calibrated`; a choice made on devel, to be said as such.
     """
 
@@ -51,7 +50,6 @@ class HeadSettings:
     patience: int = 8
     pooling: float = 0.0
     teacher_share: float = 0.0
-    teacher_strength: float = 1e-4
     slope: float = 1.0
     shift: float = 0.0
 
@@ -61,8 +59,8 @@ class HeadSettings:
             raise TrainingError("epochs, batch_size and patience must be at least 1")
         if not (0 <= self.dropout < 1 and 0 <= self.validation_share < 1 and self.learning_rate > 0):
             raise TrainingError("dropout and validation_share must be 0 to below 1, learning_rate above 0")
-        if self.pooling < 0 or self.slope <= 0 or self.teacher_strength <= 0:
-            raise TrainingError("pooling must be 0 or more, slope and teacher_strength above 0")
+        if self.pooling < 0 or self.slope <= 0:
+            raise TrainingError("pooling must be 0 or more, slope above 0")
         if not 0 <= self.teacher_share <= 1 or (self.pooling and self.teacher_share):
             raise TrainingError(
                 "teacher_share must be 0 to 1, and 0 where windows are pooled: the teacher hears windows"
@@ -230,6 +228,13 @@ def calibrated(head: Head, slope: float, shift: float) -> dict[str, Array]:
     kernel, bias = head["kernel"] * np.float32(slope), head["bias"] * np.float32(slope)
     moved = bias + np.array([shift, 0], np.float32)
     return {**head, "kernel": kernel.astype(np.float32), "bias": moved.astype(np.float32)}
+
+
+def uncalibrated(scores: NDArray[np.floating[Any]], slope: float, shift: float) -> NDArray[np.float64]:
+    """Confidences as they were before `calibrated`, of any shape: sigmoid((logit(score) + shift) / slope)."""
+    kind = np.finfo(np.float32)
+    p = np.clip(np.asarray(scores, np.float64), kind.tiny, 1 - kind.eps)
+    return np.asarray(1 / (1 + np.exp(-(np.log(p / (1 - p)) + shift) / slope)))
 
 
 def _network(windows: int, features: int, settings: HeadSettings) -> Any:

@@ -9,11 +9,14 @@ What a run leaves for those who export it: `RUN/result/` (a link to the newest a
   file, spectrograms file, history of the fine-tuning), `members` (list of name, backbone, mask: `none` | `minimal` |
   `negative`, relevance_of: the base-model whose relevance for its own prediction makes the negative mask, or null; in
   the order of every members' axis below), `dropped` (members left out because they equal another, with the reason),
-  `vote` (names), `hop_s`, `channel_fusion`, `thresholds` (start, stop and what they cost on devel), `metrics`
+  `vote` (names), `hop_s`, `channel_fusion`, `thresholds` (start, stop and what they cost on devel, also by kind of
+  sound: `false_alarms_by_kind`, each [false alarms, noise clips]), `metrics`
   (`members` by name and `vote`: ROC AUC of devel clips with value, low, high, draws; `nested`: the choice of the vote
-  measured on recordings it was not made on), `all_zero` (windows without relevance, by backbone and split), `masks`
-  (by backbone: features kept and removed), `data` (fingerprint, splits, licences, set aside), `costs` (seconds and
-  memory by stage), `versions`.
+  measured on recordings it was not made on; `teacher`, where there is one: its own confidence, averaged over the
+  backbones' teachers; `uncalibrated_vote`, where slope or shift are set: the vote without them), `all_zero` (by
+  backbone and split: `rows`, windows without relevance `all_zero`, and `orca`, windows explained by the orca neuron;
+  the rest is explained by the noise neuron), `masks` (by backbone: features kept and removed), `data` (fingerprint,
+  splits, sources, recordings, set aside), `costs` (seconds and memory by stage), `versions`.
 - `backbone-NAME.npz`: `weight_000`, `weight_001`, ... in the order of Keras' `get_weights()` of the plugin's
   `build_keras()`.
 - `heads.npz`: `MEMBER/hidden_kernel` (features, 256), `MEMBER/hidden_bias`, `MEMBER/kernel` (256, 2), `MEMBER/bias`;
@@ -30,7 +33,6 @@ What a run leaves for those who export it: `RUN/result/` (a link to the newest a
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -41,16 +43,24 @@ import yaml
 from ..backbone import Backbone
 from ..errors import TrainingError
 from . import dataset, results, steps
-from .dataset import Clip
-from .recipe import BackboneSettings, Recipe, backbone_of, read_recipe, to_dict, with_data
+from .dataset import Dataset
+from .recipe import BackboneSettings, Recipe, backbone_of, has_teacher, read_recipe, to_dict, with_data
 from .stages import Runner, Stage
 
 HERE = "orcawatch.training"
-SPECTROGRAM_CODE = ("orcawatch.spectrogram", "orcawatch.windows")
+DATA_CODE = (f"{HERE}.dataset",)
+SIMULATED_CODE = (f"{HERE}.simulated", "orcawatch.calls", "orcawatch.noise", "orcawatch.simulate")
+SPECTROGRAM_CODE = (*DATA_CODE, "orcawatch.spectrogram", "orcawatch.windows")
+TEACHER_CODE = (*DATA_CODE, f"{HERE}.teacher")
+AUGMENT_CODE = (*SPECTROGRAM_CODE, f"{HERE}.augment", f"{HERE}.teacher")
+TUNING_CODE = (*AUGMENT_CODE, f"{HERE}.finetune")
 HEAD_CODE = (f"{HERE}.heads",)
-RELEVANCE_CODE = (f"{HERE}.relevance_stage", f"{HERE}.innvestigate_worker")
-AUGMENT_CODE = (f"{HERE}.augment", *SPECTROGRAM_CODE)
-TUNING_CODE = (f"{HERE}.finetune", f"{HERE}.teacher", *AUGMENT_CODE)
+RELEVANCE_CODE = (*HEAD_CODE, f"{HERE}.relevance_stage", f"{HERE}.innvestigate_worker")
+MASK_CODE = ("orcawatch.masking",)
+RESULT_CODE = (
+    *("orcawatch.metrics", "orcawatch.spectrogram"),
+    *(f"{HERE}.{module}" for module in ("dataset", "heads", "ranking", "recipe", "steps")),
+)
 RESULT = "result"
 RECIPE = "recipe.yaml"
 RUNS = Path("runs")
@@ -66,28 +76,30 @@ def build_runner(recipe: Recipe, run: Path) -> Runner:
     if recipe.data.folder is None:
         raise TrainingError("the recipe names no data.folder: give one with --data FOLDER")
     found = dataset.READERS[recipe.data.layout](Path(recipe.data.folder), recipe.data.on_corrupt)
-    used = [clip for clip in found.clips if clip.split != "test"]
-    stages = [_data_stage(recipe, used, found.set_aside)]
+    stages = [_data_stage(recipe, found)]
     for name, settings in recipe.backbones.items():
         stages += _backbone_stages(recipe, name, settings, backbone_of(name, settings))
     return Runner(run, [*stages, _result_stage(recipe)])
 
 
-def _data_stage(recipe: Recipe, clips: Sequence[Clip], set_aside: Sequence[dataset.Fault]) -> Stage:
-    free = [[clip.file_name, clip.channel, clip.kind, clip.source, clip.licence] for clip in clips]
+def _data_stage(recipe: Recipe, found: Dataset) -> Stage:
+    free = [[c.file_name, c.channel, c.kind, c.source, c.repository, c.licence] for c in found.clips]
     settings = {
-        "fingerprint": dataset.fingerprint(clips),
+        "fingerprint": dataset.fingerprint(found.clips),
         "described": free,
+        "recordings": found.recordings,
         "on_corrupt": recipe.data.on_corrupt,
-        "set_aside": [asdict(fault) for fault in set_aside],
+        "simulated_clips": recipe.data.simulated_clips,
+        "seed": recipe.seed,
+        "set_aside": [asdict(fault) for fault in found.set_aside],
     }
-    return Stage("data", partial(steps.load_data, clips), settings, modules=(f"{HERE}.dataset",))
+    return Stage("data", partial(steps.load_data, found.clips), settings, modules=(*DATA_CODE, *SIMULATED_CODE))
 
 
 def _backbone_stages(recipe: Recipe, name: str, settings: BackboneSettings, plugin: Backbone) -> list[Stage]:
     return [
         _windows_stage(recipe, name, plugin),
-        *([_teacher_stage(recipe, name)] if recipe.head.teacher_share else []),
+        *([_teacher_stage(recipe, name)] if has_teacher(recipe, name) else []),
         _backbone_stage(recipe, name, settings, plugin),
         _features_stage(recipe, name, plugin),
         *_head_stages(recipe, name),
@@ -105,38 +117,39 @@ def _cutting(recipe: Recipe, plugin: Backbone) -> dict[str, Any]:
 
 
 def _backbone_stage(recipe: Recipe, name: str, settings: BackboneSettings, plugin: Backbone) -> Stage:
-    as_read = to_dict(recipe)
+    as_read, tuning = to_dict(recipe), settings.fine_tune
     cause = {
         **as_read["backbones"][name],
+        "name": name,
         "front_end": plugin.front_end.to_dict(),
-        "weights_digest": steps.weights_digest(settings.weights),
-        "augmentation": as_read["augmentation"] if settings.fine_tune else None,
+        "weights_digest": steps.weights_digest(plugin, settings.weights),
+        "augmentation": as_read["augmentation"] if tuning else None,
         "seed": recipe.seed,
     }
-    code = (type(plugin).__module__, *(TUNING_CODE if settings.fine_tune else ()))
+    code = (type(plugin).__module__, *(TUNING_CODE if tuning else ()))
     work = partial(steps.make_backbone, plugin, settings, recipe.augmentation)
-    return Stage(f"backbone-{name}", work, cause, ("data",), code)
+    teacher = (f"teacher-{name}",) if tuning and tuning.teacher_weight else ()
+    return Stage(f"backbone-{name}", work, cause, ("data", *teacher), code)
 
 
 def _teacher_stage(recipe: Recipe, name: str) -> Stage:
-    cause = {"name": name, "strength": recipe.head.teacher_strength}
-    return Stage(f"teacher-{name}", steps.make_teacher, cause, ("data", f"windows-{name}"), (f"{HERE}.teacher",))
+    cause = {"name": name, "strength": recipe.teacher.strength}
+    return Stage(f"teacher-{name}", steps.make_teacher, cause, ("data", f"windows-{name}"), TEACHER_CODE)
 
 
 def _features_stage(recipe: Recipe, name: str, plugin: Backbone) -> Stage:
-    passes, taught = recipe.features.augmented_passes, bool(recipe.head.teacher_share)
+    passes = recipe.features.augmented_passes
     cause = {
         **_cutting(recipe, plugin),
         "name": name,
         "passes": passes,
-        "teacher": taught,
         "augmentation": to_dict(recipe)["augmentation"] if passes else None,
         "seed": recipe.seed,
     }
-    code = (type(plugin).__module__, *(AUGMENT_CODE if passes else ()), *([f"{HERE}.teacher"] if taught else []))
     work = partial(steps.compute_features, plugin, recipe.augmentation)
-    inputs = ("data", f"windows-{name}", f"backbone-{name}", *([f"teacher-{name}"] if taught else []))
-    return Stage(f"features-{name}", work, cause, inputs, code)
+    teacher = (f"teacher-{name}",) if has_teacher(recipe, name) else ()
+    inputs = ("data", f"windows-{name}", f"backbone-{name}", *teacher)
+    return Stage(f"features-{name}", work, cause, inputs, (type(plugin).__module__, *AUGMENT_CODE))
 
 
 def _head_stages(recipe: Recipe, name: str) -> list[Stage]:
@@ -148,7 +161,7 @@ def _head_stages(recipe: Recipe, name: str) -> list[Stage]:
     return [
         Stage(base, partial(steps.train_base, recipe.head), cause, (features,), HEAD_CODE),
         Stage(relevance, steps.explain_base, {"name": name}, (features, base), RELEVANCE_CODE),
-        Stage(masks, steps.make_masks, keep, (features, relevance), ("orcawatch.masking",)),
+        Stage(masks, steps.make_masks, keep, (features, relevance), MASK_CODE),
         Stage(masked, partial(steps.train_masked, recipe.head), cause, (features, masks), HEAD_CODE),
         Stage(f"scores-{name}", steps.score_devel, {"name": name}, (features, masks, base, masked), HEAD_CODE),
     ]
@@ -159,8 +172,7 @@ def _result_stage(recipe: Recipe) -> Stage:
     inputs = ("data", *(f"{stage}-{name}" for name in recipe.backbones for stage in per_backbone))
     recipe_dict = to_dict(recipe)
     recipe_dict["data"].pop("folder")
-    code = ("orcawatch.metrics", *(f"{HERE}.{module}" for module in ("ranking", "heads", "steps")))
-    return Stage("result", partial(results.make_result, recipe), recipe_dict, inputs, code)
+    return Stage("result", partial(results.make_result, recipe), recipe_dict, inputs, RESULT_CODE)
 
 
 # --- running them -----------------------------------------------------------------------------------------------------

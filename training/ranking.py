@@ -63,17 +63,17 @@ def rank(members: Sequence[str], scores: Floats, labels: NDArray[np.bool_]) -> l
     return [Row(tuple(np.asarray(members)[chosen[i]].tolist()), float(aucs[i])) for i in order]
 
 
-def select(rows: Sequence[Row], must_contain: Sequence[str]) -> Row:
-    """The best row that holds at least one of `must_contain`; the best of all where that is empty.
+def select(rows: Sequence[Row], must_contain: Sequence[str] | None) -> Row:
+    """The best row that holds at least one of `must_contain`; the best of all where that is None.
 
     Raises
     ------
     TrainingError : no row holds one of them.
     """
     for row in rows:
-        if not must_contain or set(row.members) & set(must_contain):
+        if must_contain is None or set(row.members) & set(must_contain):
             return row
-    raise TrainingError(f"no combination contains one of {list(must_contain)}: train such a member, or lift the rule")
+    raise TrainingError(f"no combination contains one of {must_contain}: train such a member, or lift the rule")
 
 
 def nested_selection(
@@ -81,7 +81,7 @@ def nested_selection(
     scores: Floats,
     labels: NDArray[np.bool_],
     groups: Sequence[str],
-    must_contain: Sequence[str],
+    must_contain: Sequence[str] | None,
     draws: int,
     seed: int,
 ) -> Interval:
@@ -114,9 +114,9 @@ def nested_selection(
     return percentile_interval(float(np.nanmean(measured)), measured)
 
 
-def _allowed(members: Sequence[str], must_contain: Sequence[str]) -> NDArray[np.bool_]:
+def _allowed(members: Sequence[str], must_contain: Sequence[str] | None) -> NDArray[np.bool_]:
     chosen = combinations(len(members))
-    if not must_contain:
+    if must_contain is None:
         return chosen
     return chosen[chosen[:, [name in must_contain for name in members]].any(axis=1)]
 

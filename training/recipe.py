@@ -16,6 +16,7 @@ from ..spectrogram import front_end_from_dict
 from .augment import Augmentation
 from .finetune import FineTuneSettings
 from .heads import HeadSettings
+from .teacher import TeacherSettings
 
 LAYOUTS = ("labels", "compare2019")
 ON_CORRUPT = ("refuse", "set_aside")
@@ -44,16 +45,20 @@ class DataSettings:
     layout : `labels` (labels.csv and wav/) or `compare2019`.
     folder : the data's folder; `--data` goes before it.
     on_corrupt : `refuse` to train with unreadable files, or `set_aside` and report them.
+    simulated_clips : simulated calls added to the training split, and as many clips of simulated sea without calls.
     """
 
     layout: str = "labels"
     folder: str | None = None
     on_corrupt: str = "refuse"
+    simulated_clips: int = 0
 
     def __post_init__(self) -> None:
         """Refuse unknown choices."""
         _check_choice("layout", self.layout, LAYOUTS)
         _check_choice("on_corrupt", self.on_corrupt, ON_CORRUPT)
+        if self.simulated_clips < 0:
+            raise TrainingError(f"simulated_clips must be 0 or more, not {self.simulated_clips}")
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,7 @@ class Recipe:
     backbones : by plugin name, in the order in which the heads take their features.
     seed : of every random choice.
     augmentation : of fine-tuning and of the augmented passes.
-    data, windows, features, head, masks, vote : see their classes.
+    data, windows, teacher, features, head, masks, vote : see their classes.
     """
 
     name: str
@@ -170,6 +175,7 @@ class Recipe:
     data: DataSettings = field(default_factory=DataSettings)
     windows: WindowSettings = field(default_factory=WindowSettings)
     augmentation: Augmentation | None = None
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
     features: FeatureSettings = field(default_factory=FeatureSettings)
     head: HeadSettings = field(default_factory=HeadSettings)
     masks: MaskSettings = field(default_factory=MaskSettings)
@@ -240,8 +246,13 @@ def backbone_of(name: str, settings: BackboneSettings) -> Backbone:
     own = plugin.front_end.to_dict()
     kind = settings.front_end.get("kind", own["kind"])
     constants = {**(own if kind == own["kind"] else {"kind": kind}), **settings.front_end}
-    made: Backbone = type(plugin)(front_end_from_dict(constants))  # type: ignore[call-arg]
-    return made
+    return load_backbone(name, front_end_from_dict(constants))
+
+
+def has_teacher(recipe: Recipe, name: str) -> bool:
+    """Whether a backbone's fine-tuning or heads learn from a teacher."""
+    tuning = recipe.backbones[name].fine_tune
+    return bool(recipe.head.teacher_share or (tuning and tuning.teacher_weight))
 
 
 def _plugin_faults(recipe: Recipe) -> list[str]:

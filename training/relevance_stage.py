@@ -107,3 +107,13 @@ def of_head(head: Head, features: Array) -> Relevance:
 def all_zero(relevance: Array) -> int:
     """Number of samples without any relevance (the chosen logit is not positive): a negative mask removes nothing."""
     return int(np.sum(~np.any(relevance.reshape(len(relevance), -1), axis=1)))
+
+
+def neurons(found: Relevance, chosen: NDArray[np.bool_]) -> dict[str, int]:
+    """What explained the chosen samples (samples,): `orca` the orca neuron, `all_zero` none, the rest of `rows` noise.
+
+    A sample is explained by the neuron of its highest logit, where that is positive.
+    """
+    values, logits = found.values[chosen], found.logits[chosen]
+    orca = np.any(values, axis=1) & (logits.argmax(axis=1) == ORCA)
+    return {"all_zero": all_zero(values), "rows": len(values), "orca": int(orca.sum())}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -16,16 +17,16 @@ import yaml
 from numpy.typing import NDArray
 
 from .. import metrics
+from ..errors import TrainingError
 from . import heads, ranking, steps
-from .dataset import Clip
+from .dataset import NOT_STATED, Clip
+from .heads import HeadSettings
 from .recipe import ANY_MEMBER, Recipe, backbone_of
 from .stages import RECORD, Inputs
 
 Array = NDArray[np.floating[Any]]
 
 log = logging.getLogger(__name__)
-
-PACKAGES = ("orcawatch", "tensorflow", "innvestigate", "numpy", "soxr", "soundfile")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Devel:
     window_clip, window_start : index into `clips` and first row of each window.
     windows : confidences, shape (windows, members).
     means : mean confidences, shape (clips, members).
+    taught : confidence of each backbone's teacher, shape (windows, backbones); not a number where there is none.
     labels, groups : True where orca, and the recording, by clip.
     """
 
@@ -48,6 +50,7 @@ class Devel:
     window_start: NDArray[np.int64]
     windows: Array
     means: Array
+    taught: Array
     labels: NDArray[np.bool_]
     groups: tuple[str, ...]
 
@@ -55,13 +58,17 @@ class Devel:
         """Average of the named members' columns."""
         return np.asarray(scores[:, [self.members.index(name) for name in members]].mean(axis=1))
 
+    def clip_means(self, windows: Array) -> Array:
+        """Mean over each clip's windows: (windows, ...) in, (clips, ...) out."""
+        return metrics.clip_means(windows, self.window_clip, len(self.clips))
+
 
 def make_result(recipe: Recipe, settings: Any, inputs: Inputs, folder: Path) -> None:
     """Fill the result folder as `pipeline` describes it."""
     names = tuple(recipe.backbones)
     devel = collect(inputs, names)
     described = describe_members(inputs, names)
-    must = [m["name"] for m in described if recipe.vote.must_contain in (m["mask"], ANY_MEMBER)]
+    must = required(described, recipe.vote.must_contain)
     rows = ranking.rank(devel.members, devel.means, devel.labels)
     chosen = ranking.select(rows, must)
     selection = {
@@ -73,13 +80,13 @@ def make_result(recipe: Recipe, settings: Any, inputs: Inputs, folder: Path) -> 
         "vote": list(chosen.members),
         "hop_s": recipe.windows.hop_s,
         "channel_fusion": recipe.vote.channel_fusion,
-        "thresholds": asdict(thresholds(devel, chosen.members)),
+        "thresholds": thresholds(devel, chosen.members),
         "metrics": measure(devel, chosen.members, must, recipe),
         **_reports(inputs, names),
         "data": steps.load_json(inputs["data"] / "clips.json")["data"],
         "recipe": settings,
         "costs": costs(inputs),
-        "versions": versions(),
+        "versions": versions(inputs),
     }
     steps.save_json(folder / "selection.json", selection)
     _write_tables(folder, devel, rows, selection)
@@ -89,10 +96,16 @@ def make_result(recipe: Recipe, settings: Any, inputs: Inputs, folder: Path) -> 
 
 
 def collect(inputs: Inputs, names: Sequence[str]) -> Devel:
-    """Scores of every backbone's members side by side; windows must be the same for all backbones."""
+    """Scores of every backbone's members side by side.
+
+    Raises
+    ------
+    TrainingError : the backbones' windows are not the same.
+    """
     clips = steps.read_clips(inputs["data"])
     devel = [k for k, clip in enumerate(clips) if clip.split == "devel"]
     stored = [steps.load_npz(inputs[f"scores-{name}"] / "scores.npz") for name in names]
+    check_windows(dict(zip(names, stored)))
     windows = np.concatenate([one["scores"] for one in stored], axis=1)
     window_clip = np.searchsorted(devel, stored[0]["clip"])
     kept = tuple(clips[k] for k in devel)
@@ -103,9 +116,40 @@ def collect(inputs: Inputs, names: Sequence[str]) -> Devel:
         window_start=stored[0]["start"],
         windows=windows,
         means=metrics.clip_means(windows, window_clip, len(kept)),
+        taught=np.stack([one["taught"] for one in stored], axis=1),
         labels=np.array([clip.label == "orca" for clip in kept]),
         groups=tuple(clip.group for clip in kept),
     )
+
+
+def check_windows(stored: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
+    """Raise TrainingError unless all backbones cut the same windows (`clip`, `start`): a vote averages over them."""
+    first = next(iter(stored))
+    for name, one in stored.items():
+        if any(not np.array_equal(one[key], stored[first][key]) for key in ("clip", "start")):
+            raise TrainingError(
+                f"{name} cuts {len(one['clip'])} devel windows and {first} {len(stored[first]['clip'])}, or at other "
+                "rows: a vote needs the same windows; give both front ends the same frames and hop_samples"
+            )
+
+
+def required(described: Sequence[Mapping[str, Any]], must_contain: str) -> list[str] | None:
+    """Names of the members of which the vote must contain one; None where any vote may be chosen.
+
+    Raises
+    ------
+    TrainingError : no member has the mask that the vote must contain.
+    """
+    if must_contain == ANY_MEMBER:
+        return None
+    names = [member["name"] for member in described if member["mask"] == must_contain]
+    if not names:
+        there = sorted({member["mask"] for member in described})
+        raise TrainingError(
+            f"vote.must_contain is {must_contain}, but the members' masks are {there}: name one of these or "
+            f"{ANY_MEMBER!r}, or keep fewer features (masks.minimal_keep)"
+        )
+    return names
 
 
 def describe_members(inputs: Inputs, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -131,14 +175,23 @@ def dropped(inputs: Inputs, names: Sequence[str]) -> list[dict[str, str]]:
     return out
 
 
-def thresholds(devel: Devel, vote: Sequence[str]) -> metrics.Thresholds:
-    """Thresholds of the vote's events; see `metrics.event_thresholds`."""
-    seconds = np.array([clip.seconds for clip in devel.clips])
-    return metrics.event_thresholds(devel.vote(vote, devel.windows), devel.window_clip, devel.labels, seconds)
+def thresholds(devel: Devel, vote: Sequence[str]) -> dict[str, Any]:
+    """Thresholds of the vote's events (see `metrics.event_thresholds`), with the false alarms by kind of sound."""
+    scores, seconds = devel.vote(vote, devel.windows), np.array([clip.seconds for clip in devel.clips])
+    found = metrics.event_thresholds(scores, devel.window_clip, devel.labels, seconds)
+    called = set(devel.window_clip[scores >= found.start].tolist())
+    return {**asdict(found), "false_alarms_by_kind": false_alarms_by_kind(devel.clips, called)}
 
 
-def measure(devel: Devel, vote: Sequence[str], must: Sequence[str], recipe: Recipe) -> dict[str, Any]:
-    """ROC AUC of devel clips with intervals: each member, the vote, and the choice of the vote."""
+def false_alarms_by_kind(clips: Sequence[Clip], called: set[int]) -> dict[str, list[int]]:
+    """False alarms and number of noise clips of each kind of sound; `called` holds the indices of the clips called."""
+    noise = {k: clip.kind or NOT_STATED for k, clip in enumerate(clips) if clip.label == "noise"}
+    alarms = Counter(kind for k, kind in noise.items() if k in called)
+    return {kind: [alarms[kind], number] for kind, number in sorted(Counter(noise.values()).items())}
+
+
+def measure(devel: Devel, vote: Sequence[str], must: Sequence[str] | None, recipe: Recipe) -> dict[str, Any]:
+    """ROC AUC of devel clips with intervals: each member, the vote, the choice of the vote, and `_compared`."""
     draws, seed = recipe.vote.draws, recipe.seed
 
     def interval(scores: Array) -> dict[str, Any]:
@@ -152,8 +205,21 @@ def measure(devel: Devel, vote: Sequence[str], must: Sequence[str], recipe: Reci
         "members": {name: interval(devel.means[:, k]) for k, name in enumerate(devel.members)},
         "vote": interval(devel.vote(vote, devel.means)),
         "nested": asdict(nested),
+        **{name: interval(scores) for name, scores in _compared(devel, vote, recipe.head).items()},
         "note": ranking.OPTIMISTIC.format(rows=2 ** len(devel.members) - 1),
     }
+
+
+def _compared(devel: Devel, vote: Sequence[str], head: HeadSettings) -> dict[str, Array]:
+    """Clip scores beside which the vote's are to be seen: of the teacher alone, and of the vote without calibration."""
+    found = {}
+    taught = devel.taught[:, np.isfinite(devel.taught).all(axis=0)]
+    if taught.size:
+        found["teacher"] = devel.clip_means(taught.mean(axis=1))
+    if (head.slope, head.shift) != (1, 0):
+        plain = heads.uncalibrated(devel.windows, head.slope, head.shift)
+        found["uncalibrated_vote"] = devel.vote(vote, devel.clip_means(plain))
+    return found
 
 
 def costs(inputs: Inputs) -> dict[str, Any]:
@@ -162,9 +228,10 @@ def costs(inputs: Inputs) -> dict[str, Any]:
     return {name: {"wall_s": record["wall_s"], "peak_mb": record["peak_mb"]} for name, record in records.items()}
 
 
-def versions() -> dict[str, str]:
-    """Versions of what computed this."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+def versions(inputs: Inputs) -> dict[str, str]:
+    """Versions of what computed the stages, as they recorded them, and of what lays out their result."""
+    recorded = steps.load_json(inputs["data"] / RECORD)["versions"]
+    return {"python": platform.python_version(), "orcawatch": version("orcawatch"), **recorded}
 
 
 def _backbone(recipe: Recipe, name: str, inputs: Inputs) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """A small stage runner: artifacts that are whole or absent, named by the digest of what caused them.
 
 `RUN/artifacts/STAGE-DIGEST/` holds a stage's files and `stage.json`. The digest is the SHA-256 of the stage's name,
-its settings, its inputs' digests and its source code (comments, docstrings and layout do not count; of `work` what it
-reaches in its own module counts). A stage whose digest has an artifact is not run again; a stage that was killed
-leaves a `.partial` folder, which the next run removes.
+its settings, its inputs' digests, the versions of `PACKAGES`, and the source of the modules it uses (whole modules;
+comments, docstrings and layout do not count). A stage whose digest has an artifact is not run again; a stage that was
+killed leaves a `.partial` folder, which the next run removes.
 """
 
 from __future__ import annotations
@@ -12,20 +12,18 @@ import ast
 import fcntl
 import hashlib
 import importlib.util
-import inspect
 import json
 import logging
 import os
 import resource
 import shutil
-import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
-from types import CodeType, FunctionType
 from typing import Any
 
 from ..errors import TrainingError
@@ -33,6 +31,7 @@ from ..errors import TrainingError
 log = logging.getLogger(__name__)
 
 RECORD = "stage.json"
+PACKAGES = ("tensorflow", "innvestigate", "numpy", "soxr", "soundfile")
 DIGITS = 16
 
 Inputs = Mapping[str, Path]
@@ -49,7 +48,7 @@ class Stage:
     work : function of (settings, input folders by stage name, output folder) that writes files into the output folder.
     settings : JSON-able; everything that the work depends on besides its inputs and its code.
     inputs : names of the stages before it.
-    modules : import names of further modules that the work calls; `work` itself always counts.
+    modules : import names of the other modules that the work uses; its own module always counts.
     """
 
     name: str
@@ -72,7 +71,7 @@ class State:
 
 def code_digest(source: str) -> str:
     """SHA-256 of Python source as the interpreter sees it: comments, docstrings and layout do not change it."""
-    tree = ast.parse(textwrap.dedent(source))
+    tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
@@ -89,36 +88,16 @@ def module_digest(name: str) -> str:
     return code_digest(Path(spec.origin).read_text(encoding="utf-8"))
 
 
-def function_digest(function: FunctionType) -> str:
-    """SHA-256 of a function's source and that of every function of its own module that it reaches."""
-    found: dict[str, FunctionType] = {}
-    waiting = [function]
-    while waiting:
-        current = waiting.pop()
-        if current.__name__ not in found:
-            found[current.__name__] = current
-            waiting += [other for other in _named(current) if other.__module__ == function.__module__]
-    digests = [code_digest(inspect.getsource(found[name])) for name in sorted(found)]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+@cache
+def versions() -> dict[str, str]:
+    """Versions of `PACKAGES`, by name."""
+    return {name: version(name) for name in PACKAGES}
 
 
-def _named(function: FunctionType) -> list[FunctionType]:
-    """Functions that a function's code names, inner functions' code included."""
-    names: set[str] = set()
-    codes = [function.__code__]
-    while codes:
-        code = codes.pop()
-        names |= set(code.co_names)
-        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    named = [function.__globals__.get(name) for name in sorted(names)]
-    return [value for value in named if isinstance(value, FunctionType)]
-
-
-def _work_digest(work: Work) -> str:
-    function = work.func if isinstance(work, partial) else work
-    if not isinstance(function, FunctionType):
-        raise TypeError(f"a stage's work must be a function or a partial of one, not {work!r}")
-    return function_digest(function)
+def work_module(work: Work) -> str:
+    """Import name of the module that a stage's work, a function or a partial of one, stands in."""
+    module: str = (work.func if isinstance(work, partial) else work).__module__
+    return module
 
 
 def stage_digest(stage: Stage, digests: Mapping[str, str]) -> str:
@@ -127,7 +106,8 @@ def stage_digest(stage: Stage, digests: Mapping[str, str]) -> str:
         "name": stage.name,
         "settings": stage.settings,
         "inputs": {name: digests[name] for name in stage.inputs},
-        "code": [_work_digest(stage.work), *[module_digest(name) for name in stage.modules]],
+        "code": [module_digest(name) for name in (work_module(stage.work), *stage.modules)],
+        "versions": versions(),
     }
     return hashlib.sha256(json.dumps(cause, sort_keys=True).encode()).hexdigest()
 
@@ -178,19 +158,28 @@ class Runner:
     def _run(self, stage: Stage) -> None:
         log.info("stage %s ...", stage.name)
         target = self.artifact(stage.name)
-        partial = target.with_name(target.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        unfinished = target.with_name(target.name + ".partial")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
         _reset_peak()
         started = time.monotonic()
-        stage.work(stage.settings, {name: self.artifact(name) for name in stage.inputs}, partial)
+        stage.work(stage.settings, {name: self.artifact(name) for name in stage.inputs}, unfinished)
         cost = {"wall_s": round(time.monotonic() - started, 3), "peak_mb": round(peak_mb(), 1)}
-        record = {"name": stage.name, "digest": self._digests[stage.name], "settings": stage.settings, **cost}
-        inputs = {name: self._digests[name] for name in stage.inputs}
-        (partial / RECORD).write_text(json.dumps({**record, "inputs": inputs}, indent=1) + "\n", encoding="utf-8")
-        _sync(partial)
-        partial.rename(target)
+        self._record(stage, cost, unfinished)
+        _sync(unfinished)
+        unfinished.rename(target)
         log.info("stage %s done in %.1f s, %.0f MB", stage.name, cost["wall_s"], cost["peak_mb"])
+
+    def _record(self, stage: Stage, cost: Mapping[str, float], folder: Path) -> None:
+        record = {
+            "name": stage.name,
+            "digest": self._digests[stage.name],
+            "settings": stage.settings,
+            **cost,
+            "inputs": {name: self._digests[name] for name in stage.inputs},
+            "versions": versions(),
+        }
+        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _state(name: str, folder: Path) -> State:

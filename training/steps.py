@@ -16,11 +16,12 @@ from ..spectrogram import FrontEnd, rows_of
 from ..windows import windows_of
 from . import augment, dataset, heads
 from .augment import Augmentation
-from .dataset import RATE_HZ, Clip
-from .finetune import FineTuneSettings, fine_tune
+from .dataset import RATE_HZ, Clip, LoadedClip
+from .finetune import fine_tune
 from .heads import HeadSettings
 from .recipe import BackboneSettings
-from .relevance_stage import all_zero, of_head
+from .relevance_stage import neurons, of_head
+from .simulated import simulated_clips
 from .stages import Inputs
 from .teacher import Teacher, fit_teacher
 
@@ -67,12 +68,24 @@ def load_npz(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def load_data(clips: Sequence[Clip], settings: Any, inputs: Inputs, folder: Path) -> None:
-    """Decode every clip: `clips.json` and `waveforms.npy` (one after the other) with `ends.npy`."""
+    """Decode every clip: `clips.json` and `waveforms.npy` (one after the other) with `ends.npy`.
+
+    Simulated clips follow; the fingerprint is of the files alone.
+    """
     usable, waveforms, faults = dataset.load_all(clips, settings["on_corrupt"], lambda c: progress(c, "reading"))
+    fingerprint = dataset.fingerprint(usable)
+    for clip, waveform in simulated_clips(settings["simulated_clips"], settings["seed"]):
+        usable.append(clip)
+        waveforms.append(waveform)
     np.save(folder / "waveforms.npy", np.concatenate(waveforms))
     np.save(folder / "ends.npy", np.cumsum([len(waveform) for waveform in waveforms]))
     set_aside = [*settings["set_aside"], *[{"file_name": f.file_name, "reason": f.reason} for f in faults]]
-    used = {"fingerprint": dataset.fingerprint(usable), **dataset.counts(usable), "set_aside": set_aside}
+    used = {
+        "fingerprint": fingerprint,
+        **dataset.counts(usable),
+        "recordings": settings["recordings"],
+        "set_aside": set_aside,
+    }
     save_json(folder / "clips.json", {"data": used, "clips": [dataset.to_json(clip) for clip in usable]})
 
 
@@ -115,11 +128,17 @@ def cut_windows(front_end: FrontEnd, settings: Any, inputs: Inputs, folder: Path
 # --- backbone ---------------------------------------------------------------------------------------------------------
 
 
-def weights_digest(source: str | None) -> str | None:
-    """SHA-256 of a local weights file; the name itself for weights that are downloaded by name."""
+def weights_digest(plugin: Backbone, source: str | None) -> dict[str, str]:
+    """SHA-256 by name of the files that a plugin's weights are in: one, or those of a TensorFlow checkpoint.
+
+    Where weights are named, not given by path, the plugin's `weights_file(source)` tells where it keeps them. Empty
+    where there are none, or none yet.
+    """
     if source is None:
-        return None
-    return dataset.file_digest(Path(source)) if Path(source).is_file() else source
+        return {}
+    path: Path = getattr(plugin, "weights_file", Path)(source)
+    together = [path, Path(f"{path}.index"), *sorted(path.parent.glob(f"{path.name}.data-*"))]
+    return {file.name: dataset.file_digest(file) for file in together if file.is_file()}
 
 
 def make_backbone(
@@ -137,20 +156,18 @@ def make_backbone(
     if choice.weights is not None:
         plugin.load_weights(model, choice.weights)
     if choice.fine_tune is not None:
-        history = _fine_tune(model, plugin, choice.fine_tune, augmentation, inputs["data"])
+        teacher = load_teacher(inputs, settings["name"])
+        clips, seed = training_clips(inputs["data"]), settings["seed"]
+        history = fine_tune(model, clips, choice.fine_tune, augmentation, plugin.front_end, progress, seed, teacher)
     save_weights(folder / "weights.npz", model)
     save_json(folder / "history.json", history)
 
 
-def _fine_tune(
-    model: Any, plugin: Backbone, settings: FineTuneSettings, augmentation: Augmentation | None, data: Path
-) -> dict[str, Any]:
+def training_clips(data: Path) -> list[LoadedClip]:
+    """The training clips of the data stage, with their audio."""
     clips = read_clips(data)
-    both = zip(clips, read_waveforms(data))
-    training = [(clip, waveform) for clip, waveform in both if clip.split == "train"]
-    loaded = dataset.loaded([clip for clip, _ in training], [waveform for _, waveform in training])
-    history: dict[str, Any] = fine_tune(model, loaded, settings, augmentation, plugin.front_end, progress)
-    return history
+    loaded = dataset.loaded(clips, read_waveforms(data))
+    return [with_audio for clip, with_audio in zip(clips, loaded) if clip.split == "train"]
 
 
 def save_weights(path: Path, model: Any) -> None:
@@ -170,7 +187,7 @@ def load_model(plugin: Backbone, path: Path) -> Any:
 
 
 def make_teacher(settings: Any, inputs: Inputs, folder: Path) -> None:
-    """The teacher of the heads' soft labels, fitted to the training windows: `teacher.npz`."""
+    """The teacher of the fine-tuning and the heads, fitted to the training windows as they are: `teacher.npz`."""
     name, clips = settings["name"], read_clips(inputs["data"])
     clip = load_npz(inputs[f"windows-{name}"] / "windows.npz")["clip"]
     described = _described(clips, clip)
@@ -181,9 +198,11 @@ def make_teacher(settings: Any, inputs: Inputs, folder: Path) -> None:
     np.savez(folder / "teacher.npz", **arrays)
 
 
-def load_teacher(folder: Path) -> Teacher:
-    """The teacher of `make_teacher`."""
-    stored = load_npz(folder / "teacher.npz")
+def load_teacher(inputs: Inputs, name: str) -> Teacher | None:
+    """The teacher of a backbone's `make_teacher`; None where that stage is not among the inputs."""
+    if f"teacher-{name}" not in inputs:
+        return None
+    stored = load_npz(inputs[f"teacher-{name}"] / "teacher.npz")
     return Teacher(stored["mean"], stored["spread"], stored["weights"], float(stored["bias"]))
 
 
@@ -209,7 +228,7 @@ def compute_features(
     set_seed(settings["seed"])
     name, clips = settings["name"], read_clips(inputs["data"])
     model = load_model(plugin, inputs[f"backbone-{name}"] / "weights.npz")
-    teacher = load_teacher(inputs[f"teacher-{name}"]) if settings["teacher"] else None
+    teacher = load_teacher(inputs, name)
     rows: list[dict[str, NDArray[Any]]] = [load_npz(inputs[f"windows-{name}"] / "windows.npz")]
     spectrograms = np.load(inputs[f"windows-{name}"] / "spectrograms.npy", mmap_mode="r")
     features = [predict(model, plugin.front_end, spectrograms, "features")]
@@ -304,17 +323,16 @@ def read_features(folder: Path) -> tuple[Array, dict[str, NDArray[Any]]]:
 
 
 def explain_base(settings: Any, inputs: Inputs, folder: Path) -> None:
-    """Deep Taylor relevance of every row's features for the base-model's own prediction: `relevance.npy`."""
+    """Deep Taylor relevance of every row's features for the base-model's own prediction: `relevance.npy`.
+
+    `report.json` counts by split what explained the windows (see `relevance_stage.neurons`).
+    """
     name = settings["name"]
     features, rows = read_features(inputs[f"features-{name}"])
     found = of_head(heads.load_heads(inputs[f"base-{name}"] / "heads.npz")[name], features)
     np.save(folder / "relevance.npy", found.values)
-    zero = {split: _zeros(found.values[rows["train"] == (split == "train")]) for split in ("train", "devel")}
-    save_json(folder / "report.json", {"all_zero": zero, "peak_mb": found.peak_mb, "versions": found.versions})
-
-
-def _zeros(relevance: Array) -> dict[str, int]:
-    return {"all_zero": all_zero(relevance), "rows": len(relevance)}
+    explained = {split: neurons(found, rows["train"] == (split == "train")) for split in dataset.USED}
+    save_json(folder / "report.json", {"all_zero": explained, "peak_mb": found.peak_mb, "versions": found.versions})
 
 
 def make_masks(settings: Any, inputs: Inputs, folder: Path) -> None:
@@ -365,7 +383,7 @@ def masked_members(name: str, masks: Path) -> list[tuple[str, NDArray[Any], int]
 
 
 def score_devel(settings: Any, inputs: Inputs, folder: Path) -> None:
-    """Confidences of a backbone's members on the devel windows: `scores.npz` (members, clip, start, scores)."""
+    """Confidences of a backbone's members on the devel windows: `scores.npz` (members, scores, clip, start, taught)."""
     name = settings["name"]
     features, rows = read_features(inputs[f"features-{name}"])
     devel = ~rows["train"]
@@ -375,5 +393,5 @@ def score_devel(settings: Any, inputs: Inputs, folder: Path) -> None:
     for member, mask, _ in masked_members(name, inputs[f"masks-{name}"]):
         masked[member] = (features * mask)[devel]
     scores = np.stack([heads.scores(masked[member], trained[member]) for member in masked], axis=1)
-    where = {key: rows[key][devel] for key in ("clip", "start")}
-    np.savez(folder / "scores.npz", members=list(masked), scores=scores, **where)
+    described: dict[str, Any] = {key: rows[key][devel] for key in ("clip", "start", "taught")}
+    np.savez(folder / "scores.npz", members=list(masked), scores=scores, **described)

@@ -22,6 +22,23 @@ LAGS = 24
 NEWTON_STEPS = 30
 
 
+@dataclass(frozen=True)
+class TeacherSettings:
+    """How the teacher is fitted.
+
+    Attributes
+    ----------
+    strength : of its regularisation, see `fit_logistic`.
+    """
+
+    strength: float = 1e-4
+
+    def __post_init__(self) -> None:
+        """Refuse a strength that fits nothing."""
+        if self.strength <= 0:
+            raise TrainingError(f"strength must be above 0, not {self.strength}")
+
+
 def ranked(values: Array, shares: tuple[float, ...]) -> list[Array]:
     """Percentiles over the frames, without interpolation: of (windows, frames, n), one (windows, n) a share."""
     ordered = np.sort(values, axis=1)

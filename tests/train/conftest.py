@@ -16,7 +16,7 @@ import soundfile
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 RATE_HZ = 22050
-COLUMNS = ("file_name", "label", "split", "group", "kind", "source", "seconds", "licence")
+COLUMNS = ("file_name", "label", "split", "group", "kind", "source", "repository", "seconds", "licence")
 
 TINY = '''
 """A small backbone that comes through the same door as any other."""
@@ -86,7 +86,8 @@ def make_data(folder: Path, clips: int = 6) -> Path:
                 soundfile.write(folder / "wav" / name, (call if label == "orca" else hiss)(generator, seconds), RATE_HZ)
                 kind = "orca" if label == "orca" else "ambient"
                 group = f"{split}-{label}-{k // 2}"
-                described = {"kind": kind, "source": "made in the test", "licence": "CC0", "seconds": seconds}
+                origin = {"source": "made in the test", "repository": "tests/made", "licence": "CC0"}
+                described = {"kind": kind, "seconds": seconds, **origin}
                 rows.append({"file_name": name, "label": label, "split": split, "group": group, **described})
     write_table(folder / "labels.csv", rows)
     return folder

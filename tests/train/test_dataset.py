@@ -33,6 +33,7 @@ def test_labels_give_clips_with_their_recordings(tiny_data: Path, tables: Simple
         "train-orca-0",
     )
     assert first.seconds == pytest.approx(float(tables.read(tiny_data / "labels.csv")[0]["seconds"]), abs=1e-3)
+    assert (first.repository, first.licence, found.recordings) == ("tests/made", "CC0", "given")
     assert dataset.from_json(dataset.to_json(first)) == first
 
 
@@ -46,6 +47,16 @@ def test_waveforms_are_16_khz_and_as_long_as_the_file(tiny_data: Path) -> None:
 def test_a_recording_on_both_sides_is_refused_by_name(tiny_data: Path, tables: SimpleNamespace) -> None:
     change(tables, tiny_data, "devel_orca_0.flac", group="train-orca-1")
     with pytest.raises(TrainingError, match="recording train-orca-1 stands in devel and train"):
+        dataset.read_labels(tiny_data)
+
+
+def test_test_rows_are_checked_but_their_files_are_not_looked_at(tiny_data: Path, tables: SimpleNamespace) -> None:
+    held_back = {"file_name": "absent.flac", "label": "orca", "split": "test", "group": "held-back"}
+    rows = tables.read(tiny_data / "labels.csv")
+    tables.write(tiny_data / "labels.csv", [*rows, held_back])
+    assert {clip.split for clip in dataset.read_labels(tiny_data).clips} == {"train", "devel"}
+    tables.write(tiny_data / "labels.csv", [*rows, {**held_back, "group": "train-orca-1"}])
+    with pytest.raises(TrainingError, match="recording train-orca-1 stands in test and train"):
         dataset.read_labels(tiny_data)
 
 
@@ -116,7 +127,8 @@ def test_the_fingerprint_follows_content_and_labels_but_not_order(tiny_data: Pat
     assert len({before, relabelled, dataset.fingerprint(dataset.read_labels(tiny_data).clips)}) == 3
 
 
-def test_counts_by_split_label_and_licence(tiny_data: Path) -> None:
+def test_counts_by_split_label_and_source(tiny_data: Path, tables: SimpleNamespace) -> None:
+    change(tables, tiny_data, "devel_orca_0.flac", repository="", licence="")
     counted = dataset.counts(dataset.read_labels(tiny_data).clips)
     assert [(row["split"], row["label"], row["clips"], row["groups"]) for row in counted["splits"]] == [
         ("train", "noise", 6, 3),
@@ -124,7 +136,11 @@ def test_counts_by_split_label_and_licence(tiny_data: Path) -> None:
         ("devel", "noise", 6, 3),
         ("devel", "orca", 6, 3),
     ]
-    assert counted["licences"] == [{"split": s, "licence": "CC0", "clips": 12} for s in ("devel", "train")]
+    assert [tuple(row.values()) for row in counted["sources"]] == [
+        ("not stated", "not stated", "devel", 1),
+        ("tests/made", "CC0", "devel", 11),
+        ("tests/made", "CC0", "train", 12),
+    ]
 
 
 @pytest.fixture()
@@ -144,7 +160,9 @@ def compare_folder(tmp_path: Path, tables: SimpleNamespace) -> Path:
 
 
 def test_compare_splits_four_channels_into_four_samples_of_one_recording(compare_folder: Path) -> None:
-    clips = dataset.read_compare2019(compare_folder).clips
+    found = dataset.read_compare2019(compare_folder)
+    clips = found.clips
+    assert found.recordings == "one per file"
     four = [clip for clip in clips if clip.file_name == "train_00000.wav"]
     assert [clip.channel for clip in four] == [0, 1, 2, 3]
     assert {clip.group for clip in four} == {"train_00000"}
@@ -154,7 +172,6 @@ def test_compare_splits_four_channels_into_four_samples_of_one_recording(compare
         ("train", "noise"),
         ("devel", "orca"),
         ("devel", "noise"),
-        ("test", "?"),
     ]
 
 
@@ -174,5 +191,8 @@ def test_compare_takes_the_later_release_and_a_column_of_recordings(
     tables.write(lab / "DeepAL_ComParE.csv", rows, ("file_name", "label", "group"))
     with pytest.raises(TrainingError, match="recording tape stands in devel and test and train"):
         dataset.read_compare2019(compare_folder)
+    apart = [{**row, "group": row["file_name"][:5]} for row in rows]
+    tables.write(lab / "DeepAL_ComParE.csv", apart, ("file_name", "label", "group"))
+    assert dataset.read_compare2019(compare_folder).recordings == "given"
     with pytest.raises(TrainingError, match=r"has no lab/labels\.csv"):
         dataset.read_compare2019(compare_folder / "ComParE2019_OrcaActivity" / "wav")

@@ -143,6 +143,13 @@ def test_calibration_is_the_stated_formula_and_keeps_the_order(windows: tuple[np
     np.testing.assert_allclose(orca, 3 * logits[:, 1], atol=1e-4)
 
 
+def test_calibration_can_be_taken_out_of_the_scores(windows: tuple[np.ndarray, ...]) -> None:
+    head, features = random_head(), windows[0]
+    moved = heads.scores(features, heads.calibrated(head, 3.0, 0.7))
+    np.testing.assert_allclose(heads.uncalibrated(moved, 3.0, 0.7), heads.scores(features, head), atol=1e-5)
+    assert np.isfinite(heads.uncalibrated(np.array([0.0, 1.0], np.float32), 3.0, 0.7)).all()
+
+
 def test_heads_survive_the_file(tmp_path: Path) -> None:
     stored = {"b_neg": random_head(), "a": random_head(3)}
     heads.save_heads(tmp_path / "heads.npz", stored)
@@ -155,7 +162,7 @@ def test_heads_survive_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "text"),
-    [({"epochs": 0}, "at least 1"), ({"dropout": 1.0}, "0 to below 1"), ({"slope": 0.0}, "slope and teacher_strength")],
+    [({"epochs": 0}, "at least 1"), ({"dropout": 1.0}, "0 to below 1"), ({"slope": 0.0}, "slope above 0")],
 )
 def test_settings_that_cannot_train_are_refused(wrong: dict[str, float], text: str) -> None:
     with pytest.raises(TrainingError, match=text):

@@ -10,7 +10,7 @@ from orcawatch.masking import negative_mask
 from orcawatch.relevance import backbone_relevance, head_relevance
 from orcawatch.training import heads
 from orcawatch.training.parity import relative_difference
-from orcawatch.training.relevance_stage import ORCA, all_zero, analyse, head_model, of_head, stack_model
+from orcawatch.training.relevance_stage import ORCA, all_zero, analyse, head_model, neurons, of_head, stack_model
 
 SIZE = 9
 
@@ -61,6 +61,11 @@ def test_feature_relevance_equals_the_plain_loop(head: dict[str, np.ndarray], fe
     assert "innvestigate 2.1.2" in found.versions
     nothing = int(np.sum(~plain.any(axis=1)))
     assert all_zero(found.values) == nothing > 0
+    chosen = np.arange(len(features)) % 3 > 0
+    explained = [loop.any() and logits[ORCA] > logits[0] for loop, logits in zip(plain[chosen], found.logits[chosen])]
+    none = int(np.sum(~plain[chosen].any(axis=1)))
+    assert neurons(found, chosen) == {"all_zero": none, "rows": int(chosen.sum()), "orca": sum(map(bool, explained))}
+    assert 0 < sum(map(bool, explained)) < chosen.sum() - none
 
 
 def test_relevance_is_conserved_without_hidden_bias(head: dict[str, np.ndarray], features: np.ndarray) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from click.testing import CliRunner
 from orcawatch.errors import TrainingError
 from orcawatch.metrics import roc_auc
 from orcawatch.relevance import head_relevance
-from orcawatch.training import heads, pipeline
+from orcawatch.training import heads, pipeline, steps
 from orcawatch.training.cli import train
 from orcawatch.training.recipe import backbone_of, read_recipe
 
@@ -59,7 +61,15 @@ def test_a_run_leaves_what_its_docstring_says(finished: Path, tiny_data: Path, r
     assert [m["mask"] for m in selection["members"]] == ["none", "minimal", "negative"]
     assert "tiny_neg" in selection["vote"]
     assert 0 <= selection["thresholds"]["stop"] <= selection["thresholds"]["start"] <= 1
-    assert selection["data"]["licences"][0] == {"split": "devel", "licence": "CC0", "clips": 12}
+    assert selection["data"]["sources"][0] == {
+        "repository": "tests/made",
+        "licence": "CC0",
+        "split": "devel",
+        "clips": 12,
+    }
+    assert selection["data"]["recordings"] == "given"
+    assert not {"teacher", "uncalibrated_vote"} & set(selection["metrics"])
+    assert selection["versions"]["innvestigate"] == "2.1.2"
     assert len((result / "ranking.csv").read_text().splitlines()) == 1 + 7
     check_scores(result, selection)
     # a second run computes nothing, from the recipe and from the run's folder
@@ -68,6 +78,68 @@ def test_a_run_leaves_what_its_docstring_says(finished: Path, tiny_data: Path, r
     assert pipeline.run(*pipeline.prepare(finished)) == []
     assert (result / "selection.json").read_bytes() == before
     check_resumes(finished)
+
+
+TAUGHT = {
+    "backbones": {
+        "tiny": {
+            "front_end": {"normalise": "band_floor", "offset": 0.001},
+            "fine_tune": {"steps": 2, "batch_size": 4, "evaluations": 1},
+        }
+    },
+    "augmentation": {"gain_db": 0},
+    "features": {"augmented_passes": 1},
+    "head": {**RECIPE["head"], "teacher_share": 0.75, "slope": 2.0, "shift": 4.0},
+}
+
+
+def test_a_taught_and_calibrated_run_from_scratch(recipe_file: Path, tiny_data: Path, tmp_path: Path) -> None:
+    recipe_file.write_text(yaml.safe_dump({**RECIPE, **TAUGHT}))
+    recipe, runner = pipeline.prepare(recipe_file, tiny_data, tmp_path / "run")
+    assert pipeline.run(recipe, runner)[:4] == ["data", "windows-tiny", "teacher-tiny", "backbone-tiny"]
+    result = tmp_path / "run" / "result"
+    selection = json.loads((result / "selection.json").read_text())
+    assert list(selection["backbones"][0]["history"]) == ["step", "loss", "label_loss", "teacher_loss"]
+    check_scores(result, selection)
+    check_compared(result, selection, runner.artifact("teacher-tiny"))
+    check_alarms(result, selection)
+    check_explained(selection, runner.artifact("features-tiny"), result)
+
+
+def check_compared(result: Path, selection: dict, teacher: Path) -> None:
+    """The teacher alone and the vote without slope and shift, from what the run leaves."""
+    scores = np.load(result / "devel_scores.npz")
+    windows, orca = scores["window_scores"].astype(np.float64), scores["label"] == "orca"
+    found = steps.load_teacher({"teacher-tiny": teacher}, "tiny")
+    taught = found.confidence(np.load(result / "devel_spectrograms-tiny.npy"))
+    plain = 1 / (1 + np.exp(-(np.log(windows / (1 - windows)) + 4) / 2))
+    vote = [list(scores["members"]).index(name) for name in selection["vote"]]
+    for name, confidences in (("teacher", taught), ("uncalibrated_vote", plain[:, vote].mean(axis=1))):
+        clips = [confidences[scores["window_clip"] == k].mean() for k in range(12)]
+        assert selection["metrics"][name]["value"] == pytest.approx(roc_auc(np.array(clips), orca))
+    d = np.log(windows[:, 0] / (1 - windows[:, 0])) + 4
+    assert np.abs(d).mean() < 20  # the shift is in the scores, and finite
+
+
+def check_alarms(result: Path, selection: dict) -> None:
+    """False alarms by kind are the noise clips whose highest vote reaches the start threshold."""
+    scores, limits = np.load(result / "devel_scores.npz"), selection["thresholds"]
+    vote = scores["window_scores"][:, [list(scores["members"]).index(name) for name in selection["vote"]]].mean(axis=1)
+    highest = np.array([vote[scores["window_clip"] == k].max() for k in range(12)])
+    alarms = int(np.sum(highest[scores["label"] == "noise"] >= limits["start"]))
+    assert limits["false_alarms_by_kind"] == {"ambient": [alarms, 6]}
+    assert limits["false_alarms"] == alarms
+
+
+def check_explained(selection: dict, features: Path, result: Path) -> None:
+    """The counts of what explained the windows follow from the base-model's logits."""
+    rows, base = np.load(features / "rows.npz"), heads.load_heads(result / "heads.npz")["tiny"]
+    logits = heads.forward(np.load(features / "features.npy"), base)
+    for split in ("train", "devel"):
+        some = logits[rows["train"] == (split == "train")]
+        counted = selection["all_zero"]["tiny"][split]
+        assert counted["rows"] == len(some)
+        assert counted["orca"] == np.sum((some.argmax(axis=1) == 1) & (some[:, 1] > 0))
 
 
 def check_scores(result: Path, selection: dict) -> None:
@@ -157,12 +229,47 @@ def test_augmented_passes_add_training_rows_and_the_teacher_answers_all(
 
 
 def test_test_recordings_are_never_read(recipe_file: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """One test file is no audio, the other is not there: reading or looking for either would fail."""
     table = tiny_data / "labels.csv"
-    table.write_text(table.read_text() + "held_back.flac,orca,test,kept-back,orca,,1.0,\n")
-    shutil.copy(tiny_data / "wav" / "devel_orca_0.flac", tiny_data / "wav" / "held_back.flac")
+    rows = "held_back.flac,orca,test,kept-back,orca,,,1.0,\nabsent.flac,noise,test,kept-away,ambient,,,1.0,\n"
+    table.write_text(table.read_text() + rows)
+    (tiny_data / "wav" / "held_back.flac").write_text("this is no audio")
     _, runner = pipeline.prepare(recipe_file, tiny_data, tmp_path / "run")
     runner.stages[0].work(runner.stages[0].settings, {}, tmp_path)
-    assert "held_back" not in (tmp_path / "clips.json").read_text()
+    clips = [clip["file_name"] for clip in json.loads((tmp_path / "clips.json").read_text())["clips"]]
+    assert len(clips) == 24 and not {"held_back.flac", "absent.flac"} & set(clips)
+
+
+def test_a_change_of_the_seed_or_the_teacher_trains_again(recipe_file: Path, tiny_data: Path, tmp_path: Path) -> None:
+    def folders(**more: Any) -> dict[str, Path]:
+        recipe_file.write_text(yaml.safe_dump({**RECIPE, **TAUGHT, **more}))
+        runner = pipeline.prepare(recipe_file, tiny_data, tmp_path / "run")[1]
+        return {stage.name: runner.artifact(stage.name) for stage in runner.stages}
+
+    before = folders()
+    seeded, taught = folders(seed=6), folders(teacher={"strength": 0.01})
+    unchanged = [{name for name in before if after[name] == before[name]} for after in (seeded, taught)]
+    assert "backbone-tiny" not in unchanged[0]
+    assert unchanged[1] == {"data", "windows-tiny"}
+
+
+def test_weights_are_known_by_what_their_files_hold(tmp_path: Path) -> None:
+    for name in ("model.ckpt.index", "model.ckpt.data-00000-of-00001", "model.ckpt.meta"):
+        (tmp_path / name).write_text(name)
+    by_prefix = steps.weights_digest(object(), str(tmp_path / "model.ckpt"))
+    assert list(by_prefix) == ["model.ckpt.index", "model.ckpt.data-00000-of-00001"]
+    (tmp_path / "model.ckpt.index").write_text("other")
+    assert steps.weights_digest(object(), str(tmp_path / "model.ckpt")) != by_prefix
+    kept = SimpleNamespace(weights_file=lambda source: tmp_path / f"{source}.meta")
+    assert list(steps.weights_digest(kept, "model.ckpt")) == ["model.ckpt.meta"]
+    assert steps.weights_digest(object(), "not-there-yet") == steps.weights_digest(object(), None) == {}
+
+
+def test_no_teacher_is_fitted_where_nothing_learns_from_it(recipe_file: Path, tiny_data: Path, tmp_path: Path) -> None:
+    alone = {"backbones": {"tiny": {"fine_tune": {"steps": 1, "teacher_weight": 0}}}}
+    recipe_file.write_text(yaml.safe_dump({**RECIPE, **alone}))
+    runner = pipeline.prepare(recipe_file, tiny_data, tmp_path / "run")[1]
+    assert "teacher-tiny" not in [stage.name for stage in runner.stages]
 
 
 def test_no_data_folder_is_a_clear_error(recipe_file: Path) -> None:

@@ -54,9 +54,11 @@ def test_the_vote_contains_what_it_must(scored: tuple[np.ndarray, np.ndarray, li
     chosen = ranking.select(rows, ["a_neg"])
     assert "a_neg" in chosen.members
     assert chosen.auc == max(row.auc for row in rows if "a_neg" in row.members)
-    assert ranking.select(rows, []) == rows[0]
+    assert ranking.select(rows, None) == rows[0]
     with pytest.raises(TrainingError, match=r"no combination contains one of \['b_neg'\]"):
         ranking.select(rows, ["b_neg"])
+    with pytest.raises(TrainingError, match="no combination contains"):
+        ranking.select(rows, [])
 
 
 def test_nested_selection_equals_the_plain_loop(scored: tuple[np.ndarray, np.ndarray, list[str]]) -> None:
@@ -80,7 +82,7 @@ def test_choosing_among_noise_is_found_out() -> None:
     labels, groups = np.arange(60) % 2 == 0, [f"g{k // 4}" for k in range(60)]
     scores, members = generator.random((60, 6)), [f"m{k}" for k in range(6)]
     best = ranking.rank(members, scores, labels)[0].auc
-    nested = ranking.nested_selection(members, scores, labels, groups, [], draws=200, seed=1)
+    nested = ranking.nested_selection(members, scores, labels, groups, None, draws=200, seed=1)
     assert best > 0.58
     assert nested.value < best - 0.05
 

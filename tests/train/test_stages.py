@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -55,6 +56,7 @@ def test_the_record_tells_cause_and_cost(tmp_path: Path) -> None:
     assert record["settings"] == {"n": 2}
     assert runner.artifact("one").name.split("-")[1] == record["inputs"]["one"][:16]
     assert record["wall_s"] >= 0
+    assert set(record["versions"]) == set(stages.PACKAGES)
     assert record["peak_mb"] > 1
 
 
@@ -67,10 +69,9 @@ def test_a_failed_stage_leaves_no_artifact_and_is_run_again(tmp_path: Path) -> N
     assert mended.run() == ["two"]
 
 
-KILLED = """
+SLOW = """
 import time
 from pathlib import Path
-from orcawatch.training.stages import Runner, Stage
 
 def quick(settings, inputs, folder):
     (folder / "out").write_text("done")
@@ -81,6 +82,11 @@ def slow(settings, inputs, folder):
         print("started", flush=True)
         time.sleep(60)
     (folder / "out").write_text("done")
+"""
+KILLED = """
+from pathlib import Path
+from orcawatch.training.stages import Runner, Stage
+from slow_work import quick, slow
 
 runner = Runner(Path("run"), [Stage("quick", quick, {}), Stage("slow", slow, {}, ("quick",))])
 print(",".join(runner.run()), flush=True)
@@ -88,6 +94,7 @@ print(",".join(runner.run()), flush=True)
 
 
 def test_a_run_killed_inside_a_stage_resumes_at_that_stage(tmp_path: Path) -> None:
+    (tmp_path / "slow_work.py").write_text(SLOW)
     (tmp_path / "killed.py").write_text(KILLED)
     command = [sys.executable, "killed.py"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
@@ -117,17 +124,32 @@ def test_code_counts_but_comments_and_docstrings_do_not() -> None:
     assert stages.code_digest("def f(x):\n    return x + 2\n") != plain
 
 
-def helper() -> int:
-    """Reached by `first` below."""
-    return 1
+MODULE = """
+def work(settings, inputs, folder):
+    (folder / "out").write_text(str(Answer().value))
+
+class Answer:
+    value = {value}
+"""
 
 
-def first(settings: Any, inputs: stages.Inputs, folder: Path) -> None:
-    """Reaches a helper."""
-    (folder / "out").write_text(str([helper() for _ in range(2)]))
+def digest_of(tmp_path: Path, name: str, value: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Digest of a stage whose work stands in a module with that value."""
+    (tmp_path / f"{name}.py").write_text(MODULE.format(value=value))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    stages.module_digest.cache_clear()
+    return stages.stage_digest(Stage("s", partial(importlib.import_module(name).work), {}), {})
 
 
-def test_the_functions_that_a_work_reaches_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = stages.stage_digest(Stage("s", partial(first), {}), {})
-    monkeypatch.setitem(globals(), "helper", write)
-    assert stages.stage_digest(Stage("s", partial(first), {}), {}) != before
+def test_the_whole_module_of_the_work_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what no function is: here a class attribute."""
+    one, same, other = (digest_of(tmp_path, name, n, monkeypatch) for name, n in (("a", 1), ("b", 1), ("c", 2)))
+    assert one == same != other
+
+
+def test_further_modules_and_versions_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = stages.stage_digest(Stage("s", write, {}), {})
+    assert stages.stage_digest(Stage("s", write, {}, modules=("orcawatch.metrics",)), {}) != plain
+    monkeypatch.setattr(stages, "versions", lambda: {"numpy": "0.1"})
+    assert stages.stage_digest(Stage("s", write, {}), {}) != plain

@@ -70,3 +70,8 @@ def test_it_learns_classes_that_can_be_told_apart_and_gives_graded_answers() -> 
 def test_one_class_is_refused() -> None:
     with pytest.raises(TrainingError, match="one class"):
         teacher.fit_teacher(np.zeros((3, 96, 64), np.float32), np.ones(3, bool), 1.0)
+
+
+def test_a_strength_that_fits_nothing_is_refused() -> None:
+    with pytest.raises(TrainingError, match="strength must be above 0, not 0"):
+        teacher.TeacherSettings(0)
