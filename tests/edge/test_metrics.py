@@ -79,6 +79,16 @@ def test_thresholds_call_by_the_highest_window() -> None:
     assert (found.recall, found.precision, found.false_alarms, found.false_alarms_per_hour) == (1, 1, 0, 0)
 
 
+def test_thresholds_are_of_the_highest_f2() -> None:
+    precision, recall = np.array([1.0, 0.5, 0.0]), np.array([0.5, 1.0, 0.0])
+    expected = [5 * p * r / (4 * p + r) if p + r else 0.0 for p, r in zip(precision, recall)]
+    np.testing.assert_allclose(metrics.f_scores(precision, recall), expected)
+    # F1 takes the two orcas at the top (.80 against .75), F2 the third with two false alarms (.88 against .71)
+    labels = np.array([True, True, False, False, True])
+    found = metrics.event_thresholds(np.array([0.9, 0.8, 0.7, 0.6, 0.5]), np.arange(5), labels, np.ones(5))
+    assert (found.start, found.recall, found.precision, found.false_alarms) == (0.25, 1, 0.6, 2)
+
+
 def test_thresholds_count_false_alarms_per_hour_of_noise() -> None:
     windows = np.array([0.9, 0.5, 0.7, 0.2, 0.1])
     found = metrics.event_thresholds(windows, np.arange(5), LABELS, np.full(5, 1200.0))
