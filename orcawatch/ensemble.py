@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .backbone import EdgeBackbone
 from .bundle import Bundle
-from .interpreter import Model
+from .interpreter import Model, Shapes
 from .records import Window, WindowScore
 
 Array = NDArray[np.float32]
@@ -40,7 +40,7 @@ class Ensemble:
             for name, entry in bundle.backbones.items()
         }
         self._heads = Model(bundle.folder / bundle.manifest["heads"]["file"], threads)
-        sizes = {name: (1, entry.feature_size) for name, entry in bundle.backbones.items()}
+        sizes: Shapes = {name: (1, entry.feature_size) for name, entry in bundle.backbones.items()}
         self._heads.require("score", sizes, {"scores": (1, len(bundle.members))})
         self._heads.require("explain", sizes, sizes)
         self._vote = [bundle.members.index(name) for name in bundle.vote]
