@@ -5,6 +5,7 @@ TRAIN = .venv/train/bin
 TFLITE = .venv/tflite/bin
 
 demo: edge
+	rm -rf orcawatch-out/demo
 	$(EDGE)/orcawatch simulate orcawatch-out/demo/scene.flac --seconds 60 --seed 7
 	$(EDGE)/orcawatch run --input orcawatch-out/demo/scene.flac --output orcawatch-out/demo
 	@echo "Open the pictures in orcawatch-out/demo/snapshots: each shows what was heard beside what the network looked at."
@@ -28,7 +29,7 @@ tflite:
 	@$(TFLITE)/python -m pip uninstall --quiet --yes ai-edge-litert 2>/dev/null
 
 train:
-	@deploy/environment.sh train train,test
+	@deploy/environment.sh train train,test scikit-learn
 
 clean:
 	rm -rf .venv build orcawatch-out

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -52,14 +53,18 @@ class Screen:
     ----------
     name : of the source, for the log.
     rate_hz : samples per second, for the log and for `QUIET_S`.
+    channels : what the source calls the blocks' columns.
 
     Attributes
     ----------
     refused : number of rows refused so far.
+    bad : by channel, its number of bad samples so far.
     """
 
-    def __init__(self, name: str, rate_hz: int) -> None:
+    def __init__(self, name: str, rate_hz: int, channels: Sequence[int]) -> None:
         self.refused = 0
+        self.bad: Counter[int] = Counter()
+        self._channels = channels
         self._name = name
         self._rate_hz = rate_hz
         self._needed = round(QUIET_S * rate_hz)
@@ -100,13 +105,17 @@ class Screen:
         if not self._bad:
             log.warning("%s", self._complaint(part))
         self._bad = True
+        with np.errstate(invalid="ignore"):
+            bad = np.count_nonzero(~(np.abs(part.samples) <= LOUDEST), axis=0)
+        self.bad += Counter(dict(zip(self._channels, bad.tolist())))
 
     def _complaint(self, part: AudioBlock) -> str:
-        channel = int(np.argmin(np.abs(part.samples[0]) <= LOUDEST))
+        column = int(np.argmin(np.abs(part.samples[0]) <= LOUDEST))
         return (
             f"{self._name}: audio is refused from sample {part.start_sample} "
-            f"({part.start_sample / self._rate_hz:.3f} s) on: channel {channel} is {part.samples[0, channel]}; "
-            f"scoring goes on after {QUIET_S:g} s of finite samples"
+            f"({part.start_sample / self._rate_hz:.3f} s) on, on all channels: channel {self._channels[column]} is "
+            f"{part.samples[0, column]}; exclude it with `channels:` if it stays so. Scoring goes on after "
+            f"{QUIET_S:g} s of finite samples"
         )
 
     def _release(self) -> Iterator[AudioBlock]:
@@ -127,4 +136,4 @@ def check_channels(name: str, channels: int, rows: int) -> None:
     if channels < 1:
         raise AudioError(f"{name} has {channels} channels; it must have at least 1")
     if rows < 1:
-        raise AudioError(f"{name} holds no audio (0 samples); record it again, or remove it")
+        raise AudioError(f"{name} holds no audio (0 samples); look whether the recorder wrote it to its end")

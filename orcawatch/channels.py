@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .errors import InputError
+from .errors import AudioError, InputError
 from .records import AudioBlock
 
 
@@ -15,15 +15,16 @@ def chosen_channels(channels: Sequence[int] | None, available: int) -> tuple[int
 
     Raises
     ------
-    InputError : a channel that is not there, one named twice, or none.
+    InputError : a list that is wrong in itself: a negative number, a channel named twice, or none.
+    AudioError : a channel that the source does not have.
     """
     chosen = tuple(range(available)) if channels is None else tuple(channels)
-    if missing := [channel for channel in chosen if not 0 <= channel < available]:
-        raise InputError(
+    if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0:
+        raise InputError(f"channels must name each channel once, from 0, and at least one, not {list(chosen)}")
+    if missing := [channel for channel in chosen if channel >= available]:
+        raise AudioError(
             f"channels must be 0 to {available - 1} (the source has {available}), not {missing}: change `channels`"
         )
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise InputError(f"channels must name each channel once, and at least one, not {list(chosen)}")
     return chosen
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from ._version import __version__
 from .errors import InputError, OrcawatchError
 
 if TYPE_CHECKING:
+    from threading import Event
+
     from .bundle import Bundle
     from .config import Settings
     from .scan import Recording
@@ -24,13 +27,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 log = logging.getLogger(__name__)
 
 GROUP = "orcawatch.commands"
+FAILED = 1
 SKIPPED = 3
 EXIT_CODES = """\b
 Exit codes:
   0  everything went well
-  1  an error of orcawatch or of the machine
+  1  an error of orcawatch or of the machine; also where a clip, a snapshot or a
+     row could not be written, for instance because the disk is full
   2  bad input or usage
-  3  scan only: one or more files could not be scored in full; the others were
+  3  scan only: one or more files could not be scored in full; the others were,
+     unless the scan was stopped by SIGTERM or SIGINT
 """
 # Commands that come with an extra: what their line in --help says, and how to install what they need.
 EXTRAS = {
@@ -96,13 +102,11 @@ def logged(command: F) -> F:
     verbose = click.option("-v", "--verbose", is_flag=True, help="Log details.")
     quiet = click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only.")
 
+    @functools.wraps(command)
     def wrapped(*args: Any, verbose: bool, quiet: bool, **kwargs: Any) -> Any:
         set_up_logging(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
         return command(*args, **kwargs)
 
-    wrapped.__doc__ = command.__doc__
-    wrapped.__name__ = command.__name__
-    wrapped.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     return verbose(quiet(wrapped))  # type: ignore[return-value]
 
 
@@ -150,15 +154,22 @@ def main() -> None:
 @output_option
 @format_option
 @logged
+@click.pass_context
 def run(
-    config: Path | None, file: Path | None, realtime: bool, bundle: Path | None, output: Path | None, how: str
+    ctx: click.Context,
+    config: Path | None,
+    file: Path | None,
+    realtime: bool,
+    bundle: Path | None,
+    output: Path | None,
+    how: str,
 ) -> None:
     """Listen to a source until it ends, or until SIGTERM or SIGINT.
 
     Detections are written to the output folder (SQLite, FLAC clips, snapshots) and printed.
     """
     from . import daemon
-    from .files import FileSource
+    from .files import FileSource, printable
 
     settings = chosen_settings(config, bundle, output)
     path = file or settings.source.file
@@ -168,9 +179,14 @@ def run(
         source = FileSource(path, realtime or settings.source.realtime)
         ensemble = daemon.open_ensemble(settings)
         totals = daemon.run(source, ensemble, settings, Printer(how, settings), stop)
-    log.info("%s: %s", path, totals)
-    if totals.fault is not None:
+    log.info("%s: %s", printable(path), totals)
+    if totals.refused_s:
+        log.warning("%s: %s", printable(path), totals.refusal())
+    if totals.fault is not None and totals.kept:
         raise totals.fault
+    if totals.fault is not None:
+        log.error("%s", totals.fault)
+    ctx.exit(0 if totals.kept else FAILED)
 
 
 @main.command(epilog=EXIT_CODES)
@@ -197,43 +213,55 @@ def scan(
     """Detect orcas in audio files, and in all audio files under folders.
 
     A file that cannot be read to its end is reported and the others are scanned; the exit code is then 3. What could
-    be read of it is scanned too, but gets no clip score.
+    be read of it is scanned too, but gets no clip score. SIGTERM or SIGINT ends the scan: what was heard is finished.
     """
     from . import daemon
-    from .scan import find_recordings
+    from .scan import check_place, find_recordings
 
+    if clip_scores is not None:
+        refuse_format(ctx)
+        check_place(clip_scores)
     settings = chosen_settings(config, bundle, output)
     recordings = find_recordings(paths, settings.output)
-    ensemble = daemon.open_ensemble(settings)
-    if clip_scores is None:
-        faulty = detect(recordings, ensemble, settings, how)
-    else:
-        faulty = score_clips(recordings, ensemble, settings, clip_scores)
-    ctx.exit(SKIPPED if faulty else 0)
+    with daemon.stop_signals() as stop:
+        ensemble = daemon.open_ensemble(settings)
+        if clip_scores is None:
+            code = detect(recordings, ensemble, settings, how, stop)
+        else:
+            code = score_clips(recordings, ensemble, settings, clip_scores, stop)
+    ctx.exit(code)
 
 
-def detect(recordings: list[Recording], ensemble: Any, settings: Settings, how: str) -> int:
-    """Scan, print detections, log a summary; the number of faulty files."""
+def refuse_format(ctx: click.Context) -> None:
+    """Raise InputError where --format is given: it would do nothing."""
+    if ctx.get_parameter_source("how") is not click.core.ParameterSource.DEFAULT:
+        raise InputError("--format prints detections and --clip-scores makes none: give one of the two")
+
+
+def detect(recordings: list[Recording], ensemble: Any, settings: Settings, how: str, stop: Event) -> int:
+    """Scan, print detections, log a summary; the exit code."""
     from .scan import scan
 
     with progress(recordings) as on_audio:
-        summary = scan(recordings, ensemble, settings, Printer(how, settings), on_audio)
+        summary = scan(recordings, ensemble, settings, Printer(how, settings), on_audio, stop)
     log.info(
         "%d files, %.1f s scored, %d detections in %s; %d files not scored in full",
         summary.files, summary.scored_s, summary.events, settings.output, summary.faulty,
     )  # fmt: skip
-    return summary.faulty
+    if summary.failed:
+        log.error("%d detections have no clip, no snapshot or no row", summary.failed)
+    return FAILED if summary.failed else SKIPPED if summary.faulty else 0
 
 
-def score_clips(recordings: list[Recording], ensemble: Any, settings: Settings, file: Path) -> int:
-    """Write the clip scores, log a summary; the number of faulty files."""
+def score_clips(recordings: list[Recording], ensemble: Any, settings: Settings, file: Path, stop: Event) -> int:
+    """Write the clip scores, log a summary; the exit code."""
     from .scan import clip_scores, write_scores
 
     with progress(recordings) as on_audio:
-        rows, faulty = clip_scores(recordings, ensemble, settings, on_audio)
+        rows, faulty = clip_scores(recordings, ensemble, settings, on_audio, stop)
     write_scores(file, rows)
     log.info("%d scores in %s; %d files skipped", len(rows), file, faulty)
-    return faulty
+    return SKIPPED if faulty else 0
 
 
 @contextmanager
@@ -280,7 +308,10 @@ class Printer:
     settings : output folder and station.
     """
 
-    COLUMNS = ("file", "start_s", "end_s", "score", "best_channel", "channel_scores", "start_utc", "clip", "snapshot")
+    COLUMNS = (
+        "file", "start_s", "end_s", "score", "best_channel", "channels", "channel_scores", "start_utc", "clip",
+        "snapshot",
+    )  # fmt: skip
 
     def __init__(self, how: str, settings: Settings) -> None:
         self._settings = settings
@@ -306,6 +337,7 @@ class Printer:
             "clip": self._path(detection.clip),
             "file": detection.source,
             "start_utc": None if start_utc is None else start_utc.isoformat(),
+            "channels": list(detection.channels),
             "best_channel": detection.best_channel,
             "id": detection.id,
             "station": detection.station,
@@ -314,7 +346,9 @@ class Printer:
         }
 
     def _path(self, name: str | None) -> str | None:
-        return None if name is None else str(self._settings.output / name)
+        from .files import printable
+
+        return None if name is None else printable(self._settings.output / name)
 
     def _json(self, record: dict[str, Any]) -> str:
         import json
@@ -327,13 +361,13 @@ class Printer:
 
         scores = " ".join(f"{score:g}" for score in record["channel_scores"])
         line = io.StringIO()
-        values = {**record, "channel_scores": scores}
+        values = {**record, "channels": " ".join(map(str, record["channels"])), "channel_scores": scores}
         csv.writer(line, lineterminator="").writerow([values[name] for name in self.COLUMNS])
         return line.getvalue()
 
     def _text(self, record: dict[str, Any]) -> str:
         span = f"{record['start_s']:.2f} to {record['end_s']:.2f} s"
-        channels = f"channel {record['best_channel']} (of 0 to {len(record['channel_scores']) - 1})"
+        channels = f"channel {record['best_channel']} (of {', '.join(map(str, record['channels']))})"
         what = f"orca {record['score']:.3f} on {channels}"
         return f"{record['file']}: {span}: {what}; {record['snapshot'] or record['clip'] or 'no clip'}"
 

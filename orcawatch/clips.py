@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections import deque
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from .durable import write_whole
+from .durable import write_bytes
 from .records import AudioBlock
 
 Array = NDArray[np.float32]
@@ -154,7 +155,9 @@ def write_clip(path: Path, samples: Array, rate_hz: int) -> Path:
     steps, altered = _to_24_bit(samples)
     if altered:
         log.warning("%s: %d of %d samples were beyond full scale or no number", path, altered, samples.size)
-    write_whole(path, lambda file: soundfile.write(file, steps, rate_hz, subtype="PCM_24", format=kind))
+    encoded = io.BytesIO()
+    soundfile.write(encoded, steps, rate_hz, subtype="PCM_24", format=kind)
+    write_bytes(path, encoded.getvalue())
     return path
 
 

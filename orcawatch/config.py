@@ -6,7 +6,9 @@ and `docs/configuration.md` (`python -m orcawatch.config > docs/configuration.md
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -17,6 +19,8 @@ from .errors import ConfigError
 
 if TYPE_CHECKING:
     from .bundle import Bundle
+
+log = logging.getLogger(__name__)
 
 OUTPUT = Path("orcawatch-out")
 
@@ -43,9 +47,9 @@ class Key:
     doc: str
 
 
-def key(default: Any, key: Key) -> Any:
+def key(default: Any, definition: Key) -> Any:
     """A dataclass field that carries its definition."""
-    return field(default=default, metadata={"key": key})
+    return field(default=default, metadata={"key": definition})
 
 
 def number(default: float | None, low: float, high: float, unit: str, doc: str, instead: str = "") -> Any:
@@ -145,7 +149,7 @@ class Settings:
         OUTPUT, "The folder for the database, clips and snapshots; it is made where it is missing."
     )
     channels: tuple[int, ...] | None = channel_list(
-        "The channels to use, from 0, in this order; detections number them so. Others are not heard.", "all"
+        "The source's channels to use, from 0, in this order. Others are not heard.", "all"
     )
     channel_fusion: str | None = choice(
         ("max", "mean"), "How the channels' scores become one: the highest, or the average.", "the bundle's"
@@ -160,7 +164,7 @@ class Settings:
     events: EventSettings = section(EventSettings)  # noqa: RUF009
     clips: ClipSettings = section(ClipSettings)  # noqa: RUF009
     snapshots: bool = switch(True, "Make a relevance snapshot (PNG and NPZ) of each detection.")
-    threads: int = whole(1, 1, 64, "Processor threads for scoring; at most the machine's cores.")
+    threads: int = whole(1, 1, 64, "Processor threads for scoring; more than the machine's cores are of no use.")
 
 
 def load_settings(file: Path) -> Settings:
@@ -174,26 +178,38 @@ def load_settings(file: Path) -> Settings:
 
     faults: list[str] = []
     try:
-        text = file.read_text(encoding="utf-8")
-        raw = {} if (found := yaml.safe_load(text)) is None else found
-        faults += [f"{name} is given twice; keep one" for name in repeated(yaml.compose(text, yaml.SafeLoader), "")]
+        content = file.read_text(encoding="utf-8")
+        raw = {} if (found := yaml.safe_load(content)) is None else found
+        nodes = yaml.compose(content, yaml.SafeLoader)
+        faults += [f"{name} is given twice; keep one" for name in repeated(nodes, "", set())]
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
         raise ConfigError(f"{file} cannot be read as YAML: {fault}") from fault
     settings: Settings = build(Settings, raw, "", faults)
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise ConfigError(f"{file} has {count}:\n" + "\n".join(f"  {fault}" for fault in faults))
+    warn_of_threads(settings.threads)
     return located(settings, file.parent, raw)
 
 
-def repeated(node: Any, where: str) -> Iterator[str]:
-    """Paths of keys that a YAML mapping holds more than once; the parser would silently take the last."""
-    if getattr(node, "id", None) != "mapping":
+def warn_of_threads(threads: int) -> None:
+    """Log where there are more threads than cores."""
+    if threads > (cores := os.cpu_count() or threads):
+        log.warning("threads is %d, but this machine has %d cores: more make scoring no faster", threads, cores)
+
+
+def repeated(node: Any, where: str, visited: set[int]) -> Iterator[str]:
+    """Paths of keys that a YAML mapping holds more than once; the parser would silently take the last.
+
+    What an alias names again, possibly inside itself, is looked at once: `visited` holds the nodes seen so far.
+    """
+    if getattr(node, "id", None) != "mapping" or id(node) in visited:
         return
+    visited.add(id(node))
     names = [joined(where, str(name.value)) for name, _ in node.value]
     yield from sorted({name for name in names if names.count(name) > 1})
     for name, (_, value) in zip(names, node.value):
-        yield from repeated(value, name)
+        yield from repeated(value, name, visited)
 
 
 def located(settings: Settings, folder: Path, raw: Mapping[str, Any]) -> Settings:
@@ -226,19 +242,19 @@ WRONG = object()
 
 def _value(item: Field[Any], raw: Any, where: str, faults: list[str]) -> Any:
     if "section" in item.metadata:
-        return build(item.metadata["section"], raw, where, faults)
-    key: Key = item.metadata["key"]
-    if raw is None and key.optional:
+        return build(item.metadata["section"], {} if raw is None else raw, where, faults)
+    definition: Key = item.metadata["key"]
+    if raw is None and definition.optional:
         return None
-    if key.check(raw):
-        return key.make(raw)
-    faults.append(f"{where} must be {allowed(key)}, not {raw!r}")
+    if definition.check(raw):
+        return definition.make(raw)
+    faults.append(f"{where} must be {allowed(definition)}, not {raw!r}")
     return WRONG
 
 
-def allowed(key: Key) -> str:
+def allowed(definition: Key) -> str:
     """What a key takes, in words."""
-    return key.kind + (f", or null ({key.instead})" if key.optional else "")
+    return definition.kind + (f", or null ({definition.instead})" if definition.optional else "")
 
 
 def unknown(name: str, where: str, known: Mapping[str, Any]) -> str:
@@ -313,15 +329,14 @@ def _section(kind: type[Any], where: str) -> list[str]:
 
 
 def _line(item: Field[Any], where: str) -> str:
-    key: Key = item.metadata["key"]
-    return f"| `{joined(where, item.name)}` | {key.kind} | {default_text(item)} | {key.doc} |"
+    definition: Key = item.metadata["key"]
+    return f"| `{joined(where, item.name)}` | {definition.kind} | {default_text(item)} | {definition.doc} |"
 
 
 def default_text(item: Field[Any]) -> str:
     """A default as it would stand in the file."""
-    key: Key = item.metadata["key"]
     if item.default is None:
-        return key.instead
+        return str(item.metadata["key"].instead)
     if isinstance(item.default, bool):
         return str(item.default).lower()
     return f"`{item.default}`" if item.default != "" else "empty"

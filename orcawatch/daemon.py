@@ -43,6 +43,9 @@ DATABASE = "detections.sqlite"
 CLIPS = "clips"
 SNAPSHOTS = "snapshots"
 WAITING = 8  # events whose clip or snapshot is being made, at most
+UNSAVED = 1000  # detections that are held while the database cannot be written to, at most
+RETRY_S = 10.0  # of audio between two tries to write them
+NAME_BYTES = 150
 SPARE_S = 10.0  # audio kept beyond what the longest event needs
 
 
@@ -59,6 +62,8 @@ class Totals:
     windows, events : numbers of each.
     shed : events without clip and snapshot because a live stream brought them faster than they could be made.
     failed : events whose clip or snapshot could not be made.
+    lost : events whose row could not be written; the log names them.
+    bad_s : by the source's channel, how long it was no audio, which refused all channels.
     fault : the error that ended the source early; None where it was read to its end or stopped by request.
     """
 
@@ -70,6 +75,8 @@ class Totals:
     events: int = 0
     shed: int = 0
     failed: int = 0
+    lost: int = 0
+    bad_s: Mapping[int, float] = field(default_factory=dict)
     fault: AudioError | None = None
 
     @property
@@ -77,11 +84,23 @@ class Totals:
         """Whether all of the source's audio was scored."""
         return self.fault is None and self.refused_s == 0
 
+    @property
+    def kept(self) -> bool:
+        """Whether everything that was detected is on the disk."""
+        return self.failed == self.lost == 0
+
+    def refusal(self) -> str:
+        """How much was refused, and because of which channels."""
+        causes = [f"channel {channel} was no audio for {bad_s:.3f} s" for channel, bad_s in self.bad_s.items()]
+        cure = "; exclude it with `channels:` if it stays so" if causes else ""
+        return f"{self.refused_s:.3f} s of {self.read_s:.3f} s are refused: {', '.join(causes) or 'too short'}{cure}"
+
     def __str__(self) -> str:
         return (
             f"{self.read_s:.2f} s read, {self.scored_s:.2f} s scored, {self.refused_s:.2f} s refused, "
             f"{self.gap_s:.2f} s missing; {self.windows} windows, {self.events} events "
-            f"({self.shed} without clip for lack of time, {self.failed} with a failed clip or snapshot)"
+            f"({self.shed} without clip for lack of time, {self.failed} with a failed clip or snapshot, "
+            f"{self.lost} lost)"
         )
 
 
@@ -102,7 +121,7 @@ class Listener:
     Raises
     ------
     InputError : the channels or the hop do not fit.
-    AudioError : the source's rate is too low.
+    AudioError : the source lacks a channel, or its rate is too low.
     """
 
     def __init__(self, source: Source, ensemble: Scorer, channels: Sequence[int] | None) -> None:
@@ -111,7 +130,7 @@ class Listener:
         self.windows = 0
         self._source = source
         self._rate_hz = info.rate_hz
-        self._screen = Screen(info.name, info.rate_hz)
+        self._screen = Screen(info.name, info.rate_hz, self.channels)
         self._detector = Detector(ensemble, info.rate_hz, len(self.channels), ensemble.bundle.hop_s)
         self._read = self._missing = 0
         self._end: int | None = None  # of the source's last block
@@ -147,6 +166,7 @@ class Listener:
             refused_s=refused / self._rate_hz,
             gap_s=self._missing / self._rate_hz,
             windows=self.windows,
+            bad_s={channel: count / self._rate_hz for channel, count in sorted(self._screen.bad.items())},
             fault=self._fault,
         )
 
@@ -227,7 +247,7 @@ class Recorder:
     store : where rows go; it is acknowledged before anything else is done.
     ensemble : explains, from the worker thread.
     info : of the source.
-    channels : number of channels of the audio that comes.
+    channels : what the source calls the channels of the audio that comes.
     settings : rolls, output folder, station.
     waits : whether the source waits while clips are made; if not, what is too much is shed.
     on_detection : the report.
@@ -238,12 +258,12 @@ class Recorder:
         store: Store,
         ensemble: Scorer,
         info: StreamInfo,
-        channels: int,
+        channels: Sequence[int],
         settings: Settings,
         waits: bool,
         on_detection: OnDetection,
     ) -> None:
-        self.events = self.shed = self.failed = 0
+        self.events = self.shed = self.failed = self.lost = 0
         self._store = store
         self._ensemble = ensemble
         self._info = info
@@ -257,6 +277,8 @@ class Recorder:
         self._heard = 0  # position just past the newest audio
         self._awaiting: deque[tuple[Detection, Event]] = deque()  # events whose post-roll has not come
         self._making: deque[Future[Made]] = deque()
+        self._unsaved: deque[Detection] = deque()
+        self._retry_at = 0  # position at which they are tried again
         self._worker = ThreadPoolExecutor(1, "clips")
 
     def hear(self, audio: AudioBlock) -> None:
@@ -267,20 +289,27 @@ class Recorder:
         self._heard = audio.end_sample
 
     def record(self, event: Event) -> None:
-        """Write the event's row; it is on the disk when this returns."""
-        detection = self._detection(event)
-        detection = replace(detection, id=self._store.add(detection))
+        """Write the event's row; it is on the disk when this returns, or held to be tried again (without a clip)."""
         self.events += 1
-        self._awaiting.append((detection, event))
+        detection = self._detection(event)
+        if not self._unsaved and (saved := self._saved(detection)) is not None:
+            self._awaiting.append((saved, event))
+        else:
+            self._hold(detection)
 
     def advance(self, stretch_ended: bool) -> None:
         """Start what can be made (at the end of a stretch no more post-roll comes), and report what was made."""
+        if self._unsaved and self._heard >= self._retry_at:
+            self._save_held()
         self._hand_over(all_of_them=stretch_ended)
         while self._making and self._making[0].done():
             self._collect()
 
     def finish(self) -> None:
-        """Report everything that is left."""
+        """Report everything that is left; what has no row yet is tried once more, then lost."""
+        self._save_held()
+        while self._unsaved:
+            self._lose()
         while self._making:
             self._collect()
 
@@ -295,7 +324,7 @@ class Recorder:
         window_s = 2.0  # longer than any window and its wait for the next
         seconds = settings.events.max_duration_s + settings.clips.pre_roll_s + 2 * window_s + SPARE_S
         later_s = max(settings.clips.post_roll_s, settings.events.merge_gap_s)
-        return Roll(self._info.rate_hz, self._channels, seconds + later_s)
+        return Roll(self._info.rate_hz, len(self._channels), seconds + later_s)
 
     def _detection(self, event: Event) -> Detection:
         start_s, end_s = (sample / self._info.rate_hz for sample in (event.start_sample, event.end_sample))
@@ -308,32 +337,59 @@ class Recorder:
             end_s=end_s,
             start_utc=None if start_utc is None else start_utc + timedelta(seconds=start_s),
             score=event.score,
+            channels=tuple(self._channels),
             channel_scores=tuple(float(score) for score in event.channel_scores),
-            best_channel=event.best_channel,
+            best_channel=self._channels[event.best_channel],
             bundle=bundle.name,
             bundle_digest=bundle.digest,
             station=self._settings.station,
         )
+
+    def _saved(self, detection: Detection) -> Detection | None:
+        """The detection with its row's number; None where it could not be written."""
+        try:
+            return replace(detection, id=self._store.add(detection))
+        except OrcawatchError as fault:
+            log.error("%s; %d detections wait for it", fault, len(self._unsaved) + 1)
+            self._retry_at = self._heard + round(RETRY_S * self._info.rate_hz)
+            return None
+
+    def _hold(self, detection: Detection) -> None:
+        self._unsaved.append(detection)
+        if len(self._unsaved) > UNSAVED:
+            self._lose()
+
+    def _save_held(self) -> None:
+        """Write what is held, in order, as far as that goes; its audio may be gone, so that it has no clip."""
+        while self._unsaved and (saved := self._saved(self._unsaved[0])) is not None:
+            self._unsaved.popleft()
+            self._making.append(finished(Made(saved, failed=True)))
+
+    def _lose(self) -> None:
+        self.lost += 1
+        lost = self._unsaved.popleft()
+        log.error("%s: detection from %.2f s is lost (score %.3f)", lost.source, lost.start_s, lost.score)
 
     def _hand_over(self, all_of_them: bool) -> None:
         while self._awaiting and (all_of_them or self._heard >= self._awaiting[0][1].end_sample + self._post):
             self._start(*self._awaiting.popleft())
 
     def _start(self, detection: Detection, event: Event) -> None:
-        if len(self._making) >= WAITING and not self._waits:
+        if self._busy() and not self._waits:
             self._shed(detection)
             return
-        while len(self._making) >= WAITING:
+        while self._busy():
             self._collect()
         samples, first = self._roll.cut(event.start_sample - self._pre, event.end_sample + self._post)
         self._making.append(self._worker.submit(self._make, detection, event, samples, first))
 
+    def _busy(self) -> bool:
+        return sum(not made.done() for made in self._making) >= WAITING
+
     def _shed(self, detection: Detection) -> None:
         self.shed += 1
         log.warning("detection %s has no clip: %d are still being made", detection.id, WAITING)
-        done: Future[Made] = Future()
-        done.set_result(Made(detection))
-        self._making.append(done)
+        self._making.append(finished(Made(detection)))
 
     def _make(self, detection: Detection, event: Event, samples: Array, first: int) -> Made:
         """Clip and snapshot, in the worker thread."""
@@ -359,7 +415,7 @@ class Recorder:
 
         stem = self._settings.output / SNAPSHOTS / name
         path, numbers = make_snapshot(
-            self._ensemble, samples, self._info.rate_hz, first, event, title, stem
+            self._ensemble, samples, self._info.rate_hz, first, event, self._channels, title, stem
         )
         return f"{SNAPSHOTS}/{path.name}", numbers
 
@@ -376,6 +432,13 @@ class Recorder:
         return replace(made.detection, clip=made.clip, snapshot=made.snapshot, numbers=numbers)
 
 
+def finished(made: Made) -> Future[Made]:
+    """A job that is done."""
+    future: Future[Made] = Future()
+    future.set_result(made)
+    return future
+
+
 def attempt(what: str, make: Callable[[], T]) -> T | None:
     """What `make` returns, or None with the failure logged: a full disk must not end the watch."""
     try:
@@ -388,8 +451,11 @@ def attempt(what: str, make: Callable[[], T]) -> T | None:
 
 
 def file_name(detection: Detection) -> str:
-    """Name of a detection's files, without suffix: the row's number makes it unique in the output folder."""
-    stem = re.sub(r"[^\w.-]+", "_", Path(detection.source).stem)[:80]
+    """Name of a detection's files, without suffix: the row's number makes it unique in the output folder.
+
+    The source's part is cut to `NAME_BYTES`: file systems take 255 bytes, and a letter may have 4.
+    """
+    stem = re.sub(r"[^\w.-]+", "_", Path(detection.source).stem).encode()[:NAME_BYTES].decode("utf-8", "ignore")
     return f"{detection.id:06d}_{stem}_{moment(detection, '%Y%m%dT%H%M%S.%fZ').replace(' ', '')}"
 
 
@@ -421,23 +487,24 @@ def run(
 
     Returns
     -------
-    The account. An error that ended the source early stands in `totals.fault`.
+    The account. An error that ended the source early stands in `totals.fault`; rows that could not be written are
+    counted in `totals.lost`, clips and snapshots in `totals.failed`.
 
     Raises
     ------
-    InputError, AudioError : the source cannot be scored at all.
-    OrcawatchError : a row cannot be written.
+    InputError, AudioError : the source cannot be scored at all, or the output folder not be used.
     """
     shared = Shared(ensemble)
     listener = Listener(source, shared, settings.channels)
     builder = EventBuilder(rules_of(shared.bundle, settings), source.info.rate_hz)
     with open_store(settings.output) as store:
-        recorder = Recorder(store, shared, source.info, len(listener.channels), settings, source.waits, on_detection)
+        recorder = Recorder(store, shared, source.info, listener.channels, settings, source.waits, on_detection)
         with closing(recorder):
             for audio, windows in listener.listen(stop or Flag()):
                 _step(recorder, builder, audio, windows)
             recorder.finish()
-    return replace(listener.totals(), events=recorder.events, shed=recorder.shed, failed=recorder.failed)
+    counts = {name: getattr(recorder, name) for name in ("events", "shed", "failed", "lost")}
+    return replace(listener.totals(), **counts)
 
 
 def _step(recorder: Recorder, builder: EventBuilder, audio: AudioBlock | None, windows: Sequence[WindowScore]) -> None:

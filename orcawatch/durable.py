@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file that appears under its name whole and on the disk, or not at all."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that appears under its name whole and on the disk, or not at all.
+
+    Encoders write into memory first, and the bytes come here: libsndfile cannot hand on that a disk is full.
+
+    Raises
+    ------
+    OSError : the disk refuses.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("w+b") as file:
-            write(file)
+        with partial.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -21,11 +26,6 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         partial.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """`write_whole` of what is at hand already."""
-    write_whole(path, lambda file: file.write(content))
 
 
 def sync_folder(folder: Path) -> None:

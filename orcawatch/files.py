@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -14,21 +16,23 @@ import soundfile
 
 from .capture import check_channels
 from .errors import AudioError
+from .headers import lacks_end, stated_frames, unstated_frames
 from .records import AudioBlock, StreamInfo
+
+log = logging.getLogger(__name__)
 
 BLOCK_S = 0.5
 SUFFIXES = frozenset(
     {".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".snd", ".w64", ".wav"}
 )
-CUT_OFF = re.compile(r"^ *data : (\d+) \(should be (\d+)\)", re.MULTILINE)
-ENDLESS = 0x7FFFFF00  # sizes from here on are placeholders of programs that write to a pipe
 STAMP = re.compile(r"(\d{4})-?(\d\d)-?(\d\d)[T_-]?(\d\d)[-:]?(\d\d)[-:]?(\d\d)(\.\d{1,6})?Z")
 
 
 class FileSource:
     """One audio file.
 
-    A file that breaks off is delivered as far as it can be decoded, then `blocks` raises.
+    A file that breaks off, or holds more than its header states, is delivered as far as it can be decoded, then
+    `blocks` raises.
 
     Parameters
     ----------
@@ -40,6 +44,10 @@ class FileSource:
     Raises
     ------
     AudioError : no such file, not audio, no channels or no samples.
+
+    Attributes
+    ----------
+    frames : length that the header states; None where it states none.
     """
 
     def __init__(
@@ -55,9 +63,12 @@ class FileSource:
         self._clock = clock
         self._sleep = sleep
         with open_audio(path) as file:
-            check_channels(str(path), file.channels, file.frames)
             self.frames = stated_frames(file)
-            self.info = StreamInfo(str(path), file.samplerate, file.channels, utc_in_name(path.name))
+            self.info = StreamInfo(printable(path), file.samplerate, file.channels, utc_in_name(path.name))
+            self._fault = self._header_fault(file)
+            if self._fault and not file.frames:
+                raise AudioError(self._fault)
+            check_channels(self.info.name, file.channels, file.frames)
         self._rows = max(1, round(block_s * self.info.rate_hz))
 
     @property
@@ -67,16 +78,16 @@ class FileSource:
 
     @property
     def duration_s(self) -> float:
-        """Length that the file's header states."""
-        return self.frames / self.info.rate_hz
+        """Length that the file's header states; 0 where it states none."""
+        return (self.frames or 0) / self.info.rate_hz
 
     def blocks(self) -> Iterator[AudioBlock]:
         """Yield the file from its start.
 
         Raises
         ------
-        AudioError : the file ends before the length in its header, or cannot be decoded to its end; the text says
-            how many seconds of how many were delivered.
+        AudioError : the file ends before the length in its header, or after it, or cannot be decoded to its end; the
+            text says how many seconds of how many were delivered.
         """
         began_s = self._clock()
         with open_audio(self._path) as file:
@@ -86,28 +97,48 @@ class FileSource:
                 yield block
                 if fault is not None:
                     raise AudioError(self._broken_text(block.end_sample, fault))
+        if self._fault:
+            raise AudioError(self._fault)
 
     def _wait_until(self, due_s: float) -> None:
         if (left_s := due_s - self._clock()) > 0:
             self._sleep(left_s)
 
     def _broken_text(self, delivered: int, fault: str) -> str:
-        rate_hz = self.info.rate_hz
+        whole = "" if self.frames is None else f" of {self.duration_s:.3f} s"
         return (
-            f"{self._path} is damaged: {delivered / rate_hz:.3f} s of {self.duration_s:.3f} s could be read ({fault}); "
+            f"{self.info.name} is damaged: {delivered / self.info.rate_hz:.3f} s{whole} could be read ({fault}); "
             "copy the file again"
         )
+
+    def _header_fault(self, file: Any) -> str:
+        """What is wrong with the header; empty where nothing is."""
+        if lacks_end(file):
+            delivered_s = file.frames / self.info.rate_hz
+            return f"{self.info.name} is damaged: it breaks off after {delivered_s:.3f} s; copy the file again"
+        if unstated := unstated_frames(self._path, file):
+            stated_s, held_s = (frames / self.info.rate_hz for frames in (file.frames, file.frames + unstated))
+            return (
+                f"{self.info.name}: the header states {stated_s:.3f} s but the file holds {held_s:.3f} s; "
+                "repair the header (the recorder may have lost its power)"
+            )
+        return ""
+
+
+def printable(path: Path) -> str:
+    """A path as text that can be printed and stored: bytes that are not UTF-8 are written as `\\xe9`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def open_audio(path: Path) -> Any:
     """An open `soundfile.SoundFile`; raises AudioError where that cannot be had."""
     if not path.is_file():
-        raise AudioError(f"{path} is not a file; check the path")
+        raise AudioError(f"{printable(path)} is not a file; check the path")
     try:
-        return soundfile.SoundFile(str(path))
+        return soundfile.SoundFile(os.fsencode(path))
     except (soundfile.SoundFileError, TypeError, OSError) as fault:
         raise AudioError(
-            f"{path} cannot be read as audio: {reason(fault)}; "
+            f"{printable(path)} cannot be read as audio: {reason(fault)}; "
             "give WAV, FLAC, OGG, AIFF or another format that libsndfile reads"
         ) from fault
 
@@ -118,16 +149,11 @@ def reason(fault: BaseException) -> str:
     return text.strip().rstrip(".").replace("Error : ", "")
 
 
-def stated_frames(file: Any) -> int:
-    """Length in the file's header, frames; libsndfile's own figure is what a cut-off WAV file still holds."""
-    found = CUT_OFF.search(file.extra_info)
-    if found is None or not 0 < int(found[2]) < int(found[1]) < ENDLESS:
-        return int(file.frames)
-    return int(file.frames * int(found[1]) / int(found[2]))
-
-
-def read_blocks(file: Any, frames: int, rows: int) -> Iterator[tuple[AudioBlock, str | None]]:
+def read_blocks(file: Any, frames: int | None, rows: int) -> Iterator[tuple[AudioBlock, str | None]]:
     """Yield blocks of at most `rows`; with the last one, why the file ended before `frames`, or None."""
+    if frames is None:
+        yield from read_to_end(file, rows)
+        return
     position = 0
     while position < frames:
         samples = np.zeros((min(rows, frames - position), file.channels), np.float32)
@@ -137,6 +163,25 @@ def read_blocks(file: Any, frames: int, rows: int) -> Iterator[tuple[AudioBlock,
             fault = "the file ends early"
         yield AudioBlock(samples[:got], position), fault
         if fault is not None:
+            return
+        position += got
+
+
+def read_to_end(file: Any, rows: int) -> Iterator[tuple[AudioBlock, str | None]]:
+    """As `read_blocks`, for FLAC of unknown length.
+
+    At its end libsndfile has decoded the last rows, then fails to seek past them and loses its position: the rows that
+    it did not fill are told by their NaN, which FLAC cannot hold.
+    """
+    position = 0
+    while True:
+        samples = np.full((rows, file.channels), np.nan, np.float32)
+        fault = _fill(file, samples)
+        got = int(np.count_nonzero(~np.isnan(samples[:, 0])))
+        fault = None if fault is not None and "psf_fseek" in fault else fault
+        if got or fault is not None:
+            yield AudioBlock(samples[:got], position), fault
+        if got < rows or fault is not None:
             return
         position += got
 
@@ -163,18 +208,36 @@ def utc_in_name(name: str) -> datetime | None:
 
 
 def audio_files(folder: Path, without: Path) -> list[Path]:
-    """Audio files under a folder, sorted, by suffix.
+    """Audio files under a folder, sorted, by suffix; links to folders are followed.
 
-    Hidden files are left out, and so is what lies in `without`, unless that is where the folder itself lies.
+    Hidden files are left out, and so is what lies in `without`, unless that is where the folder itself lies. A folder
+    that cannot be read is logged.
     """
     skipped = without.resolve()
     if skipped in (folder.resolve(), *folder.resolve().parents):
         skipped = Path()
     return sorted(
         path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and skipped not in path.resolve().parents
+        for path in _files(folder)
+        if path.suffix.lower() in SUFFIXES and path.is_file() and skipped not in path.resolve().parents
     )
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every file under a folder that is not hidden; each folder once, however many links lead to it."""
+    visited = {os.path.realpath(folder)}
+    for place, folders, names in os.walk(folder, onerror=_report, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if _is_new(Path(place, name), visited)]
+        yield from (Path(place, name) for name in names if not name.startswith("."))
+
+
+def _is_new(folder: Path, visited: set[str]) -> bool:
+    real = os.path.realpath(folder)
+    if folder.name.startswith(".") or real in visited:
+        return False
+    visited.add(real)
+    return True
+
+
+def _report(fault: OSError) -> None:
+    log.error("folder %s cannot be read: %s; its files are left out", printable(fault.filename), fault.strerror)

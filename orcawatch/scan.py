@@ -7,6 +7,7 @@ import io
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event as Flag
@@ -15,11 +16,11 @@ from typing import Callable
 import numpy as np
 
 from .config import Settings
-from .daemon import CLIPS, Listener, OnDetection, run
+from .daemon import CLIPS, Listener, OnDetection, Totals, run
 from .detector import Scorer
 from .durable import write_bytes
 from .errors import AudioError, InputError
-from .files import SUFFIXES, FileSource, audio_files
+from .files import SUFFIXES, FileSource, audio_files, printable
 from .records import AudioBlock, StreamInfo
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ OnAudio = Callable[[float], object]
 
 @dataclass(frozen=True)
 class Recording:
-    """One file to scan; `name` is relative to the folder given, with forward slashes."""
+    """One file to scan; `name`, printable, is relative to the folder given, with forward slashes."""
 
     path: Path
     name: str
@@ -37,12 +38,32 @@ class Recording:
 
 @dataclass(frozen=True)
 class Summary:
-    """What became of a scan: files scored in full, files that were not, and seconds scored."""
+    """What became of a scan.
 
-    files: int
-    faulty: int
-    scored_s: float
-    events: int
+    Attributes
+    ----------
+    files : how many there are.
+    faulty : those that were not scored in full, and those that were not come to because of a stop.
+    scored_s : seconds scored.
+    events : detections.
+    failed : detections without a clip, a snapshot or a row because it could not be written.
+    """
+
+    files: int = 0
+    faulty: int = 0
+    scored_s: float = 0.0
+    events: int = 0
+    failed: int = 0
+
+    def plus(self, totals: Totals, whole: bool) -> Summary:
+        """With one more file that was listened to."""
+        return Summary(
+            self.files + 1,
+            self.faulty + (not whole),
+            self.scored_s + totals.scored_s,
+            self.events + totals.events,
+            self.failed + totals.failed + totals.lost,
+        )
 
 
 class Watched:
@@ -81,14 +102,14 @@ def find_recordings(paths: Sequence[Path], output: Path) -> list[Recording]:
 
 def _recordings(path: Path, output: Path) -> list[Recording]:
     if not path.exists():
-        raise InputError(f"{path} does not exist; check the path")
+        raise InputError(f"{printable(path)} does not exist; check the path")
     if not path.is_dir():
-        return [Recording(path, path.name)]
+        return [Recording(path, printable(Path(path.name)))]
     found = audio_files(path, without=output / CLIPS)
     if not found:
         kinds = " ".join(sorted(SUFFIXES))
-        raise InputError(f"{path} holds no audio file ({kinds}); name another folder, or the files")
-    return [Recording(file, file.relative_to(path).as_posix()) for file in found]
+        raise InputError(f"{printable(path)} holds no audio file ({kinds}); name another folder, or the files")
+    return [Recording(file, printable(file.relative_to(path))) for file in found]
 
 
 def total_s(recordings: Iterable[Recording]) -> float:
@@ -109,6 +130,7 @@ def scan(
     settings: Settings,
     on_detection: OnDetection,
     on_audio: OnAudio,
+    stop: Flag,
 ) -> Summary:
     """Detect in every recording; a file that cannot be scored in full is logged, and the next one follows.
 
@@ -117,37 +139,45 @@ def scan(
     recordings : what to scan, in this order.
     ensemble, settings, on_detection : as for `orcawatch.daemon.run`.
     on_audio : called with the seconds of each block, after it was scored.
+    stop : set it to end early; what was heard is finished and kept, the rest counts as faulty.
     """
-    files = faulty = events = 0
-    scored_s = 0.0
+    summary = Summary()
     for recording in recordings:
-        files += 1
-        try:
-            totals = run(Watched(FileSource(recording.path), on_audio), ensemble, settings, on_detection)
-        except AudioError as fault:
-            log.error("%s", about(recording, fault))
-            faulty += 1
-            continue
-        log.debug("%s: %s", recording.path, totals)
-        if totals.fault is not None:
-            log.error("%s", about(recording, totals.fault))
-        elif totals.refused_s:
-            log.error("%s: %.3f s of %.3f s are refused", recording.path, totals.refused_s, totals.read_s)
-        faulty += not totals.whole
-        events += totals.events
-        scored_s += totals.scored_s
-    return Summary(files, faulty, scored_s, events)
+        totals = Totals() if stop.is_set() else _scanned(recording, ensemble, settings, on_detection, on_audio, stop)
+        summary = summary.plus(totals, totals.whole and not stop.is_set())
+    return summary
+
+
+def _scanned(
+    recording: Recording,
+    ensemble: Scorer,
+    settings: Settings,
+    on_detection: OnDetection,
+    on_audio: OnAudio,
+    stop: Flag,
+) -> Totals:
+    """What became of one recording; a fault is logged."""
+    try:
+        totals = run(Watched(FileSource(recording.path), on_audio), ensemble, settings, on_detection, stop)
+    except AudioError as fault:
+        totals = Totals(fault=fault)
+    log.debug("%s: %s", printable(recording.path), totals)
+    if totals.fault is not None:
+        log.error("%s", about(recording, totals.fault))
+    if totals.refused_s:
+        log.error("%s: %s", printable(recording.path), totals.refusal())
+    return totals
 
 
 def clip_scores(
-    recordings: Sequence[Recording], ensemble: Scorer, settings: Settings, on_audio: OnAudio
+    recordings: Sequence[Recording], ensemble: Scorer, settings: Settings, on_audio: OnAudio, stop: Flag
 ) -> tuple[list[tuple[str, float]], int]:
     """Score every recording as one clip.
 
     Returns
     -------
     rows : (name, score) of the files that could be scored in full.
-    faulty : number of the others, which are logged.
+    faulty : number of the others, which are logged, or were not come to because of a stop.
 
     Raises
     ------
@@ -155,18 +185,19 @@ def clip_scores(
     """
     if twice := [name for name, count in Counter(item.name for item in recordings).items() if count > 1]:
         raise InputError(f"{twice[0]} is the name of two files: scan one folder at a time")
-    rows, faulty = [], 0
+    rows = []
     for recording in recordings:
+        if stop.is_set():
+            break
         try:
             source = Watched(FileSource(recording.path), on_audio)
-            rows.append((recording.name, clip_score(source, ensemble, settings)))
+            rows.append((recording.name, clip_score(source, ensemble, settings, stop)))
         except AudioError as fault:
             log.error("%s", about(recording, fault))
-            faulty += 1
-    return rows, faulty
+    return rows, len(recordings) - len(rows)
 
 
-def clip_score(source: Watched, ensemble: Scorer, settings: Settings) -> float:
+def clip_score(source: Watched, ensemble: Scorer, settings: Settings, stop: Flag) -> float:
     """Mean over all windows of the channels' fused orca confidence, 0 to 1.
 
     Raises
@@ -174,19 +205,31 @@ def clip_score(source: Watched, ensemble: Scorer, settings: Settings) -> float:
     AudioError : the source cannot be read, or not be scored in full; part of a clip would be another clip.
     """
     listener = Listener(source, ensemble, settings.channels)
-    scores = [window.score for _, windows in listener.listen(Flag()) for window in windows]
+    scores = [window.score for _, windows in listener.listen(stop) for window in windows]
     totals = listener.totals()
     if totals.fault is not None:
         raise totals.fault
-    if not totals.whole:
-        raise AudioError(f"{source.info.name} has no score: {totals.refused_s:.3f} s of it are refused")
+    if stop.is_set() or not totals.whole:
+        why = "it was stopped" if stop.is_set() else totals.refusal()
+        raise AudioError(f"{source.info.name} has no score: {why}")
     return float(np.mean(scores))
 
 
 def about(recording: Recording, fault: AudioError) -> str:
     """The fault's text, with the file's path where it lacks it."""
-    text = str(fault)
-    return text if str(recording.path) in text else f"{recording.path}: {text}"
+    text, path = str(fault), printable(recording.path)
+    return text if path in text else f"{path}: {text}"
+
+
+def check_place(path: Path) -> None:
+    """Raise InputError where a file cannot be written, before hours of work are lost; its folder is made."""
+    with _named(path):
+        if path.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.with_name(path.name + ".partial")
+        probe.touch()
+        probe.unlink()
 
 
 def write_scores(path: Path, rows: Iterable[tuple[str, float]]) -> None:
@@ -199,8 +242,14 @@ def write_scores(path: Path, rows: Iterable[tuple[str, float]]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([("file_name", "score"), *((name, f"{score:.9g}") for name, score in rows)])
-    try:
+    with _named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, text.getvalue().encode())
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as fault:
-        raise InputError(f"{path} cannot be written: {fault.strerror}; name another file") from fault
+        raise InputError(f"{printable(path)} cannot be written: {fault.strerror}; name another file") from fault

@@ -6,6 +6,7 @@ set the noise level.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import numpy.typing as npt
 import soundfile
 
 from .calls import Floats, Sound, click_train, pulsed_call, whistle
-from .durable import write_whole
+from .durable import write_bytes
 from .errors import InputError
 from .noise import (
     FULL_SCALE_DB,
@@ -185,16 +186,12 @@ def write_scene(scene: Scene, path: Path) -> Path:
         raise InputError(f"a FLAC file holds 1 to 8 channels, not {channels}; simulate fewer hydrophones")
     stem = path.with_suffix("") if path.suffix in (".flac", ".json") else path
     flac = stem.with_name(stem.name + ".flac")
+    encoded = io.BytesIO()
+    soundfile.write(encoded, scene.samples, scene.rate_hz, format="FLAC", subtype="PCM_16")
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(
-            flac,
-            lambda file: soundfile.write(file, scene.samples, scene.rate_hz, format="FLAC", subtype="PCM_16"),
-        )
-        write_whole(
-            stem.with_name(stem.name + ".json"),
-            lambda file: file.write((json.dumps(scene.truth, indent=1) + "\n").encode()),
-        )
+        write_bytes(flac, encoded.getvalue())
+        write_bytes(stem.with_name(stem.name + ".json"), (json.dumps(scene.truth, indent=1) + "\n").encode())
     except (OSError, soundfile.LibsndfileError) as error:
         raise InputError(f"cannot write the scene to {flac}: {error}; choose a writable folder") from error
     return flac

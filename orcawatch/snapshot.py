@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import gc
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .durable import write_whole
+from .durable import write_bytes
 from .errors import AudioError
 from .records import Event, Window
 from .spectrogram import FrontEnd, hertz_to_mel, rows_of
@@ -193,6 +194,7 @@ def make_snapshot(
     rate_hz: int,
     first_sample: int,
     event: Event,
+    channels: Sequence[int],
     title: str,
     path_without_suffix: Path,
 ) -> tuple[Path, dict[str, float]]:
@@ -207,6 +209,7 @@ def make_snapshot(
     rate_hz : samples per second.
     first_sample : position of the clip's first row in the stream.
     event : what was detected, in the stream's positions.
+    channels : what the source calls the samples' columns; the picture names them so.
     title : one short line: source and time.
     path_without_suffix : `.png` and `.npz` are added.
 
@@ -221,15 +224,22 @@ def make_snapshot(
     start, end = excerpt(len(samples), rate_hz, peak_sample(event) - first_sample)
     explanation = explain_audio(ensemble, samples[start:end, event.best_channel], rate_hz)
     arrays = _arrays(ensemble.bundle, explanation, event, rate_hz, first_sample, start)
+    arrays |= {"channels": np.array(channels), "best_channel": np.array(channels[event.best_channel])}
     event_frames = _between(arrays["times_s"], arrays["event_s"])
     band_hz = call_band(explanation.level_db, event_frames, explanation.frequencies_hz)
     numbers = relevance_numbers(explanation, event_frames, band_hz)
-    arrays |= {"band_hz": np.array(band_hz), "title": np.array([title, *_lines(event, numbers)])}
+    arrays |= {"band_hz": np.array(band_hz), "title": np.array([title, *_lines(channels, event, numbers)])}
     png, npz = (path_without_suffix.with_name(path_without_suffix.name + suffix) for suffix in (".png", ".npz"))
-    write_whole(npz, lambda file: np.savez_compressed(file, **arrays))
-    write_whole(png, lambda file: draw(arrays, file))
+    write_bytes(npz, _written(lambda file: np.savez_compressed(file, **arrays)))
+    write_bytes(png, _written(lambda file: draw(arrays, file)))
     gc.collect()  # a figure is full of cycles: left alone, a dozen of them double the process's memory
     return png, numbers
+
+
+def _written(write: Callable[[BinaryIO], object]) -> bytes:
+    file = io.BytesIO()
+    write(file)
+    return file.getvalue()
 
 
 def peak_sample(event: Event) -> int:
@@ -326,7 +336,6 @@ def _arrays(
         "event_s": (np.array([event.start_sample, event.end_sample]) - first_sample) / rate_hz,
         "score_times_s": (np.array(middles) - first_sample) / rate_hz,
         "channel_scores": np.stack([window.channel_scores for window in event.windows]),
-        "best_channel": np.array(event.best_channel),
         "threshold": np.array(bundle.start_threshold),
         "method": np.array(explanation.method),
     }
@@ -336,9 +345,9 @@ def _between(times_s: Floats, span_s: Floats) -> Flags:
     return np.asarray((times_s >= span_s[0]) & (times_s < span_s[1]))
 
 
-def _lines(event: Event, numbers: Mapping[str, float]) -> list[str]:
+def _lines(channels: Sequence[int], event: Event, numbers: Mapping[str, float]) -> list[str]:
     """What the picture's heading says below the title."""
-    who = f"channel {event.best_channel}, score {event.score:.2f}"
+    who = f"channel {channels[event.best_channel]}, score {event.score:.2f}"
     if "relevance_in_band" not in numbers:
         return [who, "no relevance: nothing in it speaks for orca"]
     share, area = numbers["relevance_in_band"], numbers["area_in_band"]
@@ -440,10 +449,11 @@ def _veil() -> Any:
 
 def _draw_scores(figure: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
     axes = _axes(figure, SCORES, "Orca score of each channel · dashed: threshold", arrays)
-    best, scores = int(arrays["best_channel"]), arrays["channel_scores"]
-    for channel in sorted(range(scores.shape[1]), key=lambda channel: channel == best):
-        style = _line(channel, best, scores.shape[1])
-        axes.plot(arrays["score_times_s"], scores[:, channel], marker="o", markersize=1.8 * style["linewidth"], **style)
+    numbers, scores = arrays["channels"].tolist(), arrays["channel_scores"]
+    best = numbers.index(int(arrays["best_channel"]))
+    for column in sorted(range(len(numbers)), key=lambda column: column == best):
+        style = _line(column, column == best, numbers)
+        axes.plot(arrays["score_times_s"], scores[:, column], marker="o", markersize=1.8 * style["linewidth"], **style)
     axes.axhline(float(arrays["threshold"]), color="0.3", linewidth=2, linestyle="--", zorder=1)
     axes.set_ylim(0, 1.04)
     axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
@@ -462,10 +472,9 @@ def _draw_scores(figure: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
     )
 
 
-def _line(channel: int, best: int, channels: int) -> dict[str, Any]:
+def _line(column: int, is_best: bool, numbers: Sequence[int]) -> dict[str, Any]:
     """Style of a channel's line: a colour each; with more channels than colours, the best stands out of the rest."""
-    if channel == best:
-        return {"color": COLOURS[channel % len(COLOURS)], "linewidth": 5, "label": f"ch {channel}"}
-    if channels > len(COLOURS):
+    if len(numbers) > len(COLOURS) and not is_best:
         return {"color": "0.6", "linewidth": 2}
-    return {"color": COLOURS[channel], "linewidth": 2.5, "label": f"ch {channel}"}
+    colour = COLOURS[column % len(COLOURS)]
+    return {"color": colour, "linewidth": 5 if is_best else 2.5, "label": f"ch {numbers[column]}"}

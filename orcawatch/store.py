@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ STEPS = (
         end_s REAL NOT NULL,
         start_utc TEXT,
         score REAL NOT NULL,
+        channels TEXT NOT NULL,
         channel_scores TEXT NOT NULL,
         best_channel INTEGER NOT NULL,
         bundle TEXT NOT NULL,
@@ -37,10 +38,10 @@ STEPS = (
     """,
 )
 COLUMNS = (
-    "id, source, start_s, end_s, start_utc, score, channel_scores, best_channel, bundle, bundle_digest, "
-    "clip, snapshot, numbers, station"
+    "id, source, start_s, end_s, start_utc, score, channels, channel_scores, best_channel, bundle, "
+    "bundle_digest, clip, snapshot, numbers, station"
 )
-BUSY_S = 30.0  # how long to wait for another process that is writing
+BUSY_S = 5.0  # how long to wait for another process that is writing
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ class Detection:
     start_s, end_s : the event's span, seconds since the stream's start.
     start_utc : time of the event's start where it is known, timezone-aware.
     score : highest fused score, 0 to 1.
-    channel_scores : highest score of each channel, 0 to 1.
-    best_channel : index of the channel with the highest score, from 0.
+    channels : the source's channels that were used, from 0, in the order of the scores and of the clip.
+    channel_scores : highest score of each of them, 0 to 1.
+    best_channel : the source's channel with the highest score, one of `channels`.
     bundle, bundle_digest : name of the bundle that scored, and SHA-256 of its manifest.
     clip, snapshot : paths of the FLAC clip and of the PNG; None until they are written.
     numbers : figures about the event, finite, by name (`orcawatch.snapshot.relevance_numbers`).
@@ -68,6 +70,7 @@ class Detection:
     end_s: float
     start_utc: datetime | None
     score: float
+    channels: tuple[int, ...]
     channel_scores: tuple[float, ...]
     best_channel: int
     bundle: str
@@ -210,9 +213,10 @@ class Store:
                 raise
 
     def _undo(self) -> None:
-        """Roll back where SQLite has not done so itself."""
-        if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
+        """Roll back where SQLite has not done so itself; where it cannot now, the next transaction says why."""
+        with suppress(sqlite3.Error):
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
 
 
 def _json(value: Any) -> str:
@@ -235,6 +239,7 @@ def _row(detection: Detection) -> tuple[Any, ...]:
         float(detection.end_s),
         _utc_text(detection.start_utc),
         float(detection.score),
+        _json([int(channel) for channel in detection.channels]),
         _json([float(score) for score in detection.channel_scores]),
         int(detection.best_channel),
         detection.bundle,
@@ -247,8 +252,8 @@ def _row(detection: Detection) -> tuple[Any, ...]:
 
 
 def _detection(row: tuple[Any, ...]) -> Detection:
-    id, source, start_s, end_s, start_utc, score, channel_scores, best_channel, bundle, digest, *rest = row
-    clip, snapshot, numbers, station = rest
+    id, source, start_s, end_s, start_utc, score, channels, channel_scores, *rest = row
+    best_channel, bundle, digest, clip, snapshot, numbers, station = rest
     return Detection(
         id=id,
         source=source,
@@ -256,6 +261,7 @@ def _detection(row: tuple[Any, ...]) -> Detection:
         end_s=end_s,
         start_utc=None if start_utc is None else datetime.fromisoformat(start_utc),
         score=score,
+        channels=tuple(json.loads(channels)),
         channel_scores=tuple(json.loads(channel_scores)),
         best_channel=best_channel,
         bundle=bundle,

@@ -28,6 +28,7 @@ class FakeEnsemble:
             f"fake{index}": BackboneFile(f"fake{index}", "fake.tflite", 4, end) for index, end in enumerate(front_ends)
         }
         settings: dict[str, object] = {
+            "name": "fake",
             "folder": Path("fake"),
             "backbones": backbones,
             "members": tuple(backbones),

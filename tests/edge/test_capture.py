@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import wave
 from datetime import datetime, timezone
 from pathlib import Path
@@ -59,7 +60,7 @@ def test_more_channels_than_flac_holds(tmp_path: Path, write: Callable[..., Path
     np.testing.assert_array_equal(found, samples)
 
 
-@pytest.mark.parametrize("suffix", ["flac", "wav"])
+@pytest.mark.parametrize("suffix", ["flac", "wav", "aiff", "au", "w64", "rf64"])
 def test_truncated_file_is_delivered_as_far_as_it_goes(tmp_path: Path, write: Callable[..., Path], suffix: str) -> None:
     samples = noise(6.0, 2)
     whole = write(tmp_path / f"whole.{suffix}", samples, RATE_HZ)
@@ -69,12 +70,97 @@ def test_truncated_file_is_delivered_as_far_as_it_goes(tmp_path: Path, write: Ca
     assert 2.0 < len(found) / RATE_HZ < 3.1
     np.testing.assert_allclose(found, samples[: len(found)], atol=1e-4)
     assert f"{cut} is damaged: {len(found) / RATE_HZ:.3f} s of 6.000 s could be read" in text
+    assert read(whole)[1] == ""
 
 
-def test_wav_from_a_pipe_has_no_stated_length_and_is_whole(tmp_path: Path, write: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("suffix", ["ogg", "opus"])
+def test_stream_without_an_end_is_damaged(tmp_path: Path, suffix: str) -> None:
+    whole, cut = tmp_path / f"whole.{suffix}", tmp_path / f"cut.{suffix}"
+    soundfile.write(whole, noise(6.0, 1), RATE_HZ, format="OGG", subtype={"ogg": "VORBIS", "opus": "OPUS"}[suffix])
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 3 // 4])
+    found, text = read(cut)
+    assert f"cut.{suffix} is damaged: it breaks off after {len(found) / RATE_HZ:.3f} s" in text
+    assert read(whole)[1] == ""
+
+
+# By suffix: where the header's sizes stand (after these bytes), in how many bytes and which order, and what to take off.
+SIZES: dict[str, tuple[list[tuple[bytes, int]], int, Any]] = {
+    "wav": ([(b"RIFF", 0), (b"data", 0)], 4, "little"),
+    "aiff": ([(b"FORM", 0), (b"SSND", 0), (b"COMM", 6)], 4, "big"),
+    "au": ([(b".snd", 4)], 4, "big"),
+    "rf64": ([(b"ds64", 4), (b"ds64", 12), (b"ds64", 20)], 8, "little"),
+    "caf": ([(b"data", 0)], 8, "big"),
+}
+
+
+def with_header_of(path: Path, frames: int, rows: int, row: int) -> Path:
+    """Change the sizes of a file of `rows` frames to those that its header had when it held `frames`."""
+    places, digits, order = SIZES[path.suffix[1:]]
+    content = bytearray(path.read_bytes())
+    for mark, after in places:
+        at = content.index(mark) + 4 + after
+        less = (rows - frames) * (1 if (mark, after) in ((b"COMM", 6), (b"ds64", 20)) else row)
+        size = int.from_bytes(content[at : at + digits], order) - less
+        content[at : at + digits] = size.to_bytes(digits, order)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("suffix", list(SIZES))
+@pytest.mark.parametrize("stated_s", [0, 2])
+def test_header_that_states_too_little_is_said(
+    tmp_path: Path, write: Callable[..., Path], suffix: str, stated_s: int
+) -> None:
+    """The recorder lost its power before it could write how much it had recorded."""
+    samples = noise(6.0, 2)
+    path = write(tmp_path / f"x.{suffix}", samples, RATE_HZ)
+    assert read(path)[1] == ""
+    with_header_of(path, stated_s * RATE_HZ, len(samples), 4)
+    text = f"x.{suffix}: the header states {stated_s}.000 s but the file holds 6.000 s; repair the header"
+    if not stated_s:
+        with pytest.raises(AudioError, match=re.escape(text)):
+            FileSource(path)
+        return
+    found, said = read(path)
+    assert len(found) == stated_s * RATE_HZ and text in said
+
+
+@pytest.mark.parametrize(
+    "chunk", [b"LIST" + (40000).to_bytes(4, "little") + b"INFO" + b"x" * 39996, b"TAG" + b"x" * 125, bytes(40000)]
+)
+def test_what_follows_the_audio_and_is_none_is_left_alone(
+    tmp_path: Path, write: Callable[..., Path], chunk: bytes
+) -> None:
+    path = write(tmp_path / "x.wav", noise(1.0, 1), RATE_HZ)
+    path.write_bytes(path.read_bytes() + chunk)
+    found, text = read(path)
+    assert len(found) == RATE_HZ and text == ""
+
+
+@pytest.mark.parametrize("seconds", [1.3, 1.5])
+def test_flac_without_a_stated_length_is_read_to_its_end(
+    tmp_path: Path, write: Callable[..., Path], seconds: float
+) -> None:
+    samples = noise(seconds, 2)
+    path = write(tmp_path / "x.flac", samples, RATE_HZ)
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0  # the low 36 bits of STREAMINFO's bytes 13 to 17 are the number of samples
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    found, text = read(path)
+    np.testing.assert_allclose(found, samples, atol=1e-4)
+    assert text == "" and FileSource(path).duration_s == 0
+    path.write_bytes(content[: len(content) // 2])
+    assert "x.flac is damaged: " in read(path)[1]
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFF000, 0x80000000])
+def test_wav_from_a_pipe_has_no_stated_length_and_is_whole(
+    tmp_path: Path, write: Callable[..., Path], size: int
+) -> None:
     path = write(tmp_path / "x.wav", noise(1.0, 1), RATE_HZ)
     content = bytearray(path.read_bytes())
-    content[40:44] = (0xFFFFFFFF).to_bytes(4, "little")
+    content[40:44] = size.to_bytes(4, "little")
     path.write_bytes(content)
     found, text = read(path)
     assert len(found) == RATE_HZ and text == ""
@@ -148,9 +234,14 @@ def test_audio_files_are_found_sorted_without_hidden_ones_and_the_output(tmp_pat
     assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a/z.flac", "b.WAV"]
 
 
+def test_folder_that_cannot_be_read_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert audio_files(tmp_path / "gone", without=tmp_path / "out") == []
+    assert "gone cannot be read: No such file or directory; its files are left out" in caplog.text
+
+
 def screened(samples: Any, borders: list[int], rate_hz: int) -> tuple[list[tuple[int, int]], int, Any]:
     """(first, past the last) of each stretch that passes, the number refused, and what passed."""
-    screen = Screen("x", rate_hz)
+    screen = Screen("x", rate_hz, range(samples.shape[1]))
     edges = [0, *sorted(border for border in borders if border < len(samples)), len(samples)]
     parts = []
     for first, last in zip(edges, edges[1:]):
@@ -187,8 +278,19 @@ def test_screen_names_the_first_bad_sample(caplog: pytest.LogCaptureFixture) -> 
     samples[25:60, 2] = np.nan
     screened(samples, [10, 30, 50], rate_hz=10)
     assert [record.getMessage() for record in caplog.records] == [
-        "x: audio is refused from sample 25 (2.500 s) on: channel 2 is nan; scoring goes on after 1 s of finite samples"
+        "x: audio is refused from sample 25 (2.500 s) on, on all channels: channel 2 is nan; exclude it with "
+        "`channels:` if it stays so. Scoring goes on after 1 s of finite samples"
     ]
+
+
+def test_screen_counts_by_the_sources_channels() -> None:
+    samples = np.zeros((100, 2), np.float32)
+    samples[25:60, 1] = np.nan
+    samples[30:32, 0] = np.inf
+    screen = Screen("x", 10, (3, 5))
+    for first in range(0, 100, 7):
+        list(screen.push(AudioBlock(samples[first : first + 7], first)))
+    assert dict(screen.bad) == {3: 2, 5: 35} and screen.refused == 35
 
 
 @pytest.mark.data

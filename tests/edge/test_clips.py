@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orcawatch.clips import Roll, write_clip, write_whole
+from orcawatch.clips import Roll, write_clip
 from orcawatch.records import AudioBlock
 
 
@@ -128,12 +130,30 @@ def test_refuses_a_clip_of_nothing(tmp_path: Path) -> None:
         write_clip(tmp_path / "clip.flac", np.zeros((0, 4), np.float32), 16000)
 
 
-def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
-    def half(file: object) -> None:
-        (tmp_path / "clip.flac").write_bytes(b"before")
-        raise OSError("disk full")
+# A file-size limit makes the kernel refuse a write half way, as a full disk does.
+UNDER_LIMIT = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from orcawatch.clips import write_clip
+from orcawatch.errors import InputError
+from orcawatch.simulate import Scene, write_scene
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+noise = np.random.default_rng(0).uniform(-1, 1, (50000, 1)).astype(np.float32)
+for write in (lambda path: write_clip(path, noise, 16000), lambda path: write_scene(Scene(noise, 16000, {}), path)):
+    try:
+        write(Path(sys.argv[1]) / "clip.flac")
+    except (OSError, InputError) as fault:
+        print(type(fault).__name__, fault)
+"""
 
-    with pytest.raises(OSError, match="disk full"):
-        write_whole(tmp_path / "clip.flac", half)
+
+@pytest.mark.parametrize("options", [[], ["-O"]])
+def test_a_file_that_the_disk_refuses_is_absent(tmp_path: Path, options: list[str]) -> None:
+    (tmp_path / "clip.flac").write_bytes(b"before")
+    command = [sys.executable, *options, "-c", UNDER_LIMIT, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    clip, scene = done.stdout.splitlines()
+    assert clip.startswith("OSError [Errno 27] File too large") and scene.startswith("InputError") and not done.stderr
     assert [entry.name for entry in tmp_path.iterdir()] == ["clip.flac"]
     assert (tmp_path / "clip.flac").read_bytes() == b"before"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,24 @@ def test_list_in_place_of_keys_and_strange_key(tmp_path: Path) -> None:
 
 def test_key_given_twice_is_refused(tmp_path: Path) -> None:
     assert "hop_s is given twice" in faults_of(tmp_path, "hop_s: 0.48\nhop_s: 0.24\n")
+
+
+def test_mapping_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    assert "a is no key" in faults_of(tmp_path, "a: &a {b: *a}\n")
+
+
+def test_section_without_content_has_its_defaults(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("clips:\nevents:\nstation: north\n")
+    assert load_settings(tmp_path / "s.yaml") == Settings(station="north")
+
+
+def test_more_threads_than_cores_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cores = os.cpu_count() or 1
+    for threads in (1, cores + 1):
+        (tmp_path / "s.yaml").write_text(f"threads: {threads}\n")
+        load_settings(tmp_path / "s.yaml")
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"threads is {cores + 1}, but this machine has {cores} cores")
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

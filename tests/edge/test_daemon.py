@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -13,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from orcawatch import daemon
+from orcawatch import daemon, store
 from orcawatch.config import ClipSettings, EventSettings, Settings
 from orcawatch.daemon import Totals, file_name, run, stop_signals
 from orcawatch.errors import AudioError, InputError
@@ -24,8 +27,12 @@ RATE_HZ = 16000
 CALLS = [(2.0, 3.5), (6.0, 7.0), (12.0, 12.8)]
 
 
+def nothing() -> None:
+    pass
+
+
 class FakeSource:
-    """Yields given stretches of audio, (start_sample, samples), in blocks of `rows`; may break at the end."""
+    """Yields given stretches of audio, (start_sample, samples), in blocks of `rows`; may break at the end, and do things `at` samples."""
 
     def __init__(
         self,
@@ -34,6 +41,7 @@ class FakeSource:
         fault: str = "",
         waits: bool = True,
         start_utc: datetime | None = None,
+        at: Mapping[int, Callable[[], object]] | None = None,
     ) -> None:
         self.info = StreamInfo("sea/x y.flac", RATE_HZ, stretches[0][1].shape[1], start_utc)
         self.waits = waits
@@ -41,11 +49,13 @@ class FakeSource:
         self._stretches = stretches
         self._rows = rows
         self._fault = fault
+        self._at = at or {}
 
     def blocks(self) -> Iterator[AudioBlock]:
         for start, samples in self._stretches:
             for first in range(0, len(samples), self._rows):
                 self.yielded += 1
+                self._at.get(start + first, nothing)()
                 yield AudioBlock(samples[first : first + self._rows], start + first)
         if self._fault:
             raise AudioError(self._fault)
@@ -133,20 +143,6 @@ def test_row_is_on_the_disk_before_its_clip_is_made(
     assert len(seen) == 3 and all(count >= number + 1 for number, count in enumerate(seen))
 
 
-def test_full_disk_loses_clips_but_no_rows(
-    sea: Any, ensemble: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def full(path: Path, samples: Any, rate_hz: int) -> Path:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(daemon, "write_clip", full)
-    settings = settings_in(tmp_path)
-    found, totals = listened(FakeSource([(0, sea)]), ensemble, settings)
-    assert len(stored(settings)) == len(found) == totals.failed == 3
-    assert all(detection.clip is None for detection in found)
-    assert "clip of detection 1 failed: [Errno 28] No space left on device" in caplog.text
-
-
 def test_live_stream_sheds_clips_that_take_too_long_and_a_file_waits(
     sea: Any, ensemble: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +162,75 @@ def test_live_stream_sheds_clips_that_take_too_long_and_a_file_waits(
     assert totals.shed == sum(detection.clip is None for detection in found) > 0
     found, totals = listened(FakeSource([(0, sea)]), ensemble, settings_in(tmp_path / "file"))
     assert totals.shed == 0 and all(detection.clip for detection in found)
+
+
+def test_shed_events_do_not_count_as_being_made(
+    ensemble: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_audio: Callable[..., Any]
+) -> None:
+    """Two clips may be made at once: events 3 to 5 are shed, and 6, which comes after clip 1 was made, is not."""
+    monkeypatch.setattr(daemon, "WAITING", 2)
+    go, made = threading.Semaphore(0), threading.Semaphore(0)
+    write = daemon.write_clip
+
+    def slow(path: Path, samples: Any, rate_hz: int) -> Any:
+        go.acquire(timeout=10)
+        written = write(path, samples, rate_hz)
+        made.release()
+        return written
+
+    def let_one_pass() -> None:
+        go.release()
+        made.acquire(timeout=10)
+        time.sleep(0.1)
+
+    monkeypatch.setattr(daemon, "write_clip", slow)
+    sea = make_audio(RATE_HZ, 36.0, 1, [(1.0 + 5 * k, 2.0 + 5 * k) for k in range(7)])
+    source = FakeSource([(0, sea)], waits=False, at={round(29.0 * RATE_HZ): let_one_pass, len(sea) - 4000: go.release})
+    threading.Timer(2.0, go.release, [9]).start()
+    found, totals = listened(source, ensemble, settings_in(tmp_path))
+    assert [detection.id for detection in found if detection.clip] == [1, 2, 6]
+    assert totals.shed == 4
+
+
+def test_rows_that_cannot_be_written_are_tried_again(
+    sea: Any, ensemble: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process holds the database while the first two events come."""
+    monkeypatch.setattr(store, "BUSY_S", 0.05)
+    monkeypatch.setattr(daemon, "RETRY_S", 1.0)
+    settings = settings_in(tmp_path)
+    with closing(connected(settings)) as other:
+        at = {0: lambda: other.execute("BEGIN IMMEDIATE"), round(10.0 * RATE_HZ): other.rollback}
+        found, totals = listened(FakeSource([(0, sea)], at=at), ensemble, settings)
+    assert found == stored(settings) and [round(detection.start_s) for detection in found] == [2, 6, 12]
+    assert [detection.clip is None for detection in found] == [True, True, False]
+    assert (totals.events, totals.failed, totals.lost, totals.kept) == (3, 2, 0, False)
+
+
+@pytest.mark.parametrize("room", [1000, 2])
+def test_rows_that_are_never_written_are_lost_and_named(
+    sea: Any,
+    ensemble: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    room: int,
+) -> None:
+    monkeypatch.setattr(store, "BUSY_S", 0.05)
+    monkeypatch.setattr(daemon, "UNSAVED", room)
+    settings = settings_in(tmp_path)
+    with closing(connected(settings)) as other:
+        source = FakeSource([(0, sea)], at={0: lambda: other.execute("BEGIN IMMEDIATE")})
+        found, totals = listened(source, ensemble, settings)
+    assert found == [] == stored(settings)
+    assert (totals.read_s, totals.events, totals.failed, totals.lost, totals.kept) == (15.0, 3, 0, 3, False)
+    assert sum("is lost (score 0." in record.getMessage() for record in caplog.records) == 3
+
+
+def connected(settings: Settings) -> sqlite3.Connection:
+    """Another connection to the database of detections."""
+    Store(settings.output / "detections.sqlite").close()
+    return sqlite3.connect(settings.output / "detections.sqlite", isolation_level=None)
 
 
 def test_every_second_is_accounted_for(sea: Any, ensemble: Any, tmp_path: Path) -> None:
@@ -233,8 +298,32 @@ def test_selected_channels_are_scored_and_kept(sea: Any, ensemble: Any, tmp_path
     found, _ = listened(FakeSource([(0, sea)]), ensemble, settings)
     assert all(len(detection.channel_scores) == 1 for detection in found)
     assert soundfile.info(str(settings.output / str(found[0].clip))).channels == 1
-    with pytest.raises(InputError, match="0 to 1"):
+    with pytest.raises(AudioError, match="0 to 1"):
         listened(FakeSource([(0, sea)]), ensemble, replace(settings, channels=(2,)))
+
+
+def test_detections_have_the_sources_channel_numbers(
+    ensemble: Any, tmp_path: Path, make_audio: Callable[..., Any]
+) -> None:
+    sea = make_audio(RATE_HZ, 6.0, 4, [(2.0, 3.5)])
+    settings = settings_in(tmp_path, channels=(3, 1), snapshots=True)
+    found, _ = listened(FakeSource([(0, sea)]), ensemble, settings)
+    (detection,) = stored(settings)
+    assert [detection] == found and (detection.channels, detection.best_channel) == ((3, 1), 3)
+    assert detection.channel_scores[0] > detection.channel_scores[1]
+    with np.load((settings.output / str(detection.snapshot)).with_suffix(".npz")) as arrays:
+        assert (arrays["channels"].tolist(), arrays["best_channel"]) == ([3, 1], 3)
+
+
+def test_refused_seconds_are_counted_by_channel(sea: Any, ensemble: Any, tmp_path: Path) -> None:
+    damaged = np.concatenate([sea, sea], axis=1)
+    damaged[20000:36000, 2] = np.nan
+    _, totals = listened(FakeSource([(0, damaged)]), ensemble, settings_in(tmp_path, channels=(1, 2)))
+    assert totals.bad_s == {2: 1.0} and totals.refused_s == 1.0
+    assert totals.refusal() == (
+        "1.000 s of 15.000 s are refused: channel 2 was no audio for 1.000 s; "
+        "exclude it with `channels:` if it stays so"
+    )
 
 
 def test_fault_in_the_report_is_not_swallowed(sea: Any, ensemble: Any, tmp_path: Path) -> None:
@@ -262,7 +351,9 @@ def test_first_signal_stops_and_handlers_are_put_back() -> None:
 
 
 def test_names_of_files_are_plain_and_unique() -> None:
-    detection = Detection(7, "/sea/x y.flac", 12.5, 13.0, None, 0.9, (0.9,), 0, "b", "d")
+    detection = Detection(7, "/sea/x y.flac", 12.5, 13.0, None, 0.9, (0,), (0.9,), 0, "b", "d")
     assert file_name(detection) == "000007_x_y_12.50s"
+    long = replace(detection, source="/sea/" + "\U00020000" * 60 + ".flac")
+    assert len(file_name(long).encode()) < 200 and file_name(long).count("\U00020000") == 37
     with_utc = replace(detection, start_utc=datetime(2026, 1, 2, 3, 4, 5, 250000, tzinfo=timezone.utc))
     assert file_name(with_utc) == "000007_x_y_20260102T030405.250000Z"

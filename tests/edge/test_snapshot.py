@@ -237,7 +237,7 @@ def test_snapshot_files(tmp_path: Path) -> None:
     detected = event(1.4, 2.6, 70000, [[0.2, 0.6, 0.3, 0.1], [0.3, 0.9, 0.4, 0.2]], best=1)
     ensemble = FakeEnsemble()
     png, numbers = snapshot.make_snapshot(
-        ensemble, clip_with_call(), RATE_HZ, 70000, detected, "scene.flac · 12.5 s", tmp_path / "2026.1"
+        ensemble, clip_with_call(), RATE_HZ, 70000, detected, (4, 7, 5, 6), "scene.flac · 12.5 s", tmp_path / "2026.1"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2026.1.npz", "2026.1.png"] and png.name == "2026.1.png"
     assert png_size(png.read_bytes()) == SIZE
@@ -247,15 +247,23 @@ def test_snapshot_files(tmp_path: Path) -> None:
         assert set(arrays) >= {"spectrogram_db", "relevance", "times_s", "frequencies_hz", "channel_scores"}
         assert arrays["event_s"] == pytest.approx([1.4, 2.6], abs=1e-3)
         assert arrays["channel_scores"].shape == (2, 4)
+        assert arrays["channels"].tolist() == [4, 7, 5, 6] and arrays["best_channel"] == 7
+        assert arrays["title"][1].startswith("channel 7, score")
         again = io.BytesIO()
         snapshot.draw(dict(arrays), again)
     assert again.getvalue() == png.read_bytes()
 
 
+def test_lines_have_the_sources_channel_numbers() -> None:
+    styles = [snapshot._line(column, column == 1, (4, 7, 5)) for column in range(3)]
+    assert [style["label"] for style in styles] == ["ch 4", "ch 7", "ch 5"]
+    assert [style["linewidth"] for style in styles] == [2.5, 5, 2.5]
+
+
 def test_long_clip_is_shown_around_its_peak(tmp_path: Path) -> None:
     detected = event(1.0, 19.0, 0, [[0.6]] * 17 + [[0.9]], best=0)
     ensemble = FakeEnsemble()
-    snapshot.make_snapshot(ensemble, noise(20.0), RATE_HZ, 0, detected, "t", tmp_path / "long")
+    snapshot.make_snapshot(ensemble, noise(20.0), RATE_HZ, 0, detected, (0,), "t", tmp_path / "long")
     with np.load(tmp_path / "long.npz") as arrays:
         assert arrays["times_s"][[0, -1]] == pytest.approx([8, 20], abs=0.05)
 
@@ -265,7 +273,7 @@ def test_draws_silence_and_any_number_of_channels(tmp_path: Path, channels: int)
     detected = event(0.0, 0.9, 0, [[0.5] * channels], best=channels - 1)
     samples = np.zeros((RATE_HZ, channels), np.float32)
     png, numbers = snapshot.make_snapshot(
-        FakeEnsemble(), samples, RATE_HZ, 0, detected, "a long name " * 20, tmp_path / "quiet"
+        FakeEnsemble(), samples, RATE_HZ, 0, detected, range(channels), "a long name " * 20, tmp_path / "quiet"
     )
     assert png_size(png.read_bytes()) == SIZE
     assert numbers["silent_windows"] == numbers["windows"] == 2 and "relevance_in_band" not in numbers

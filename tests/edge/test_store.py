@@ -24,8 +24,9 @@ DETECTION = Detection(
     end_s=3.0,
     start_utc=datetime(2026, 11, 23, 4, 5, 6, 789000, timezone(timedelta(hours=-8))),
     score=0.1 + 0.2,
+    channels=(2, 3),
     channel_scores=(0.25, 1 / 3),
-    best_channel=1,
+    best_channel=3,
     bundle="first-light",
     bundle_digest="ab" * 32,
     numbers={"windows": 4.0},
@@ -35,7 +36,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from orcawatch.store import Detection, Store
-row = Detection(None, "s", 0.0, 1.0, None, 0.5, (0.5,), 0, "b", "d")
+row = Detection(None, "s", 0.0, 1.0, None, 0.5, (0,), (0.5,), 0, "b", "d")
 with Store(Path(sys.argv[1])) as store:
     count = int(sys.argv[2])
     while True:
