@@ -16,11 +16,13 @@ from typing import Callable
 import numpy as np
 
 from .config import Settings
-from .daemon import CLIPS, Listener, OnDetection, Totals, run
+from .daemon import run
 from .detector import Scorer
 from .durable import write_bytes
 from .errors import AudioError, InputError
 from .files import SUFFIXES, FileSource, audio_files, printable
+from .listener import Listener, Totals
+from .recorder import CLIPS, OnDetection
 from .records import AudioBlock, StreamInfo
 
 log = logging.getLogger(__name__)

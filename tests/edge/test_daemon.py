@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from orcawatch import daemon, store
+from orcawatch import recorder, store
 from orcawatch.config import ClipSettings, EventSettings, Settings
-from orcawatch.daemon import Totals, file_name, run, stop_signals
+from orcawatch.daemon import run, stop_signals
 from orcawatch.errors import AudioError, InputError
+from orcawatch.listener import Totals
+from orcawatch.recorder import file_name
 from orcawatch.records import AudioBlock, StreamInfo
 from orcawatch.store import Detection, Store
 
@@ -132,13 +134,13 @@ def test_row_is_on_the_disk_before_its_clip_is_made(
 ) -> None:
     settings = settings_in(tmp_path)
     seen: list[int] = []
-    write = daemon.write_clip
+    write = recorder.write_clip
 
     def counting(path: Path, samples: Any, rate_hz: int) -> Any:
         seen.append(len(stored(settings)))
         return write(path, samples, rate_hz)
 
-    monkeypatch.setattr(daemon, "write_clip", counting)
+    monkeypatch.setattr(recorder, "write_clip", counting)
     listened(FakeSource([(0, sea)]), ensemble, settings)
     assert len(seen) == 3 and all(count >= number + 1 for number, count in enumerate(seen))
 
@@ -146,15 +148,15 @@ def test_row_is_on_the_disk_before_its_clip_is_made(
 def test_live_stream_sheds_clips_that_take_too_long_and_a_file_waits(
     sea: Any, ensemble: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(daemon, "WAITING", 1)
+    monkeypatch.setattr(recorder, "WAITING", 1)
     gate = threading.Event()
-    write = daemon.write_clip
+    write = recorder.write_clip
 
     def slow(path: Path, samples: Any, rate_hz: int) -> Any:
         gate.wait(10)
         return write(path, samples, rate_hz)
 
-    monkeypatch.setattr(daemon, "write_clip", slow)
+    monkeypatch.setattr(recorder, "write_clip", slow)
     live = FakeSource([(0, sea)], waits=False)
     threading.Timer(0.5, gate.set).start()
     found, totals = listened(live, ensemble, settings_in(tmp_path / "live"))
@@ -168,9 +170,9 @@ def test_shed_events_do_not_count_as_being_made(
     ensemble: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_audio: Callable[..., Any]
 ) -> None:
     """Two clips may be made at once: events 3 to 5 are shed, and 6, which comes after clip 1 was made, is not."""
-    monkeypatch.setattr(daemon, "WAITING", 2)
+    monkeypatch.setattr(recorder, "WAITING", 2)
     go, made = threading.Semaphore(0), threading.Semaphore(0)
-    write = daemon.write_clip
+    write = recorder.write_clip
 
     def slow(path: Path, samples: Any, rate_hz: int) -> Any:
         go.acquire(timeout=10)
@@ -183,7 +185,7 @@ def test_shed_events_do_not_count_as_being_made(
         made.acquire(timeout=10)
         time.sleep(0.1)
 
-    monkeypatch.setattr(daemon, "write_clip", slow)
+    monkeypatch.setattr(recorder, "write_clip", slow)
     sea = make_audio(RATE_HZ, 36.0, 1, [(1.0 + 5 * k, 2.0 + 5 * k) for k in range(7)])
     source = FakeSource([(0, sea)], waits=False, at={round(29.0 * RATE_HZ): let_one_pass, len(sea) - 4000: go.release})
     threading.Timer(2.0, go.release, [9]).start()
@@ -197,7 +199,7 @@ def test_rows_that_cannot_be_written_are_tried_again(
 ) -> None:
     """Another process holds the database while the first two events come."""
     monkeypatch.setattr(store, "BUSY_S", 0.05)
-    monkeypatch.setattr(daemon, "RETRY_S", 1.0)
+    monkeypatch.setattr(recorder, "RETRY_S", 1.0)
     settings = settings_in(tmp_path)
     with closing(connected(settings)) as other:
         at = {0: lambda: other.execute("BEGIN IMMEDIATE"), round(10.0 * RATE_HZ): other.rollback}
@@ -217,7 +219,7 @@ def test_rows_that_are_never_written_are_lost_and_named(
     room: int,
 ) -> None:
     monkeypatch.setattr(store, "BUSY_S", 0.05)
-    monkeypatch.setattr(daemon, "UNSAVED", room)
+    monkeypatch.setattr(recorder, "UNSAVED", room)
     settings = settings_in(tmp_path)
     with closing(connected(settings)) as other:
         source = FakeSource([(0, sea)], at={0: lambda: other.execute("BEGIN IMMEDIATE")})

@@ -1,0 +1,283 @@
+"""From events to rows, clips and snapshots, beside the loop that listens."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Callable, TypeVar
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from .clips import Roll, write_clip
+from .config import Settings
+from .detector import Scorer
+from .errors import OrcawatchError
+from .records import AudioBlock, Event, StreamInfo
+from .store import Detection, Store
+
+Array = NDArray[np.float32]
+OnDetection = Callable[[Detection], None]
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+CLIPS = "clips"
+SNAPSHOTS = "snapshots"
+WAITING = 8  # events whose clip or snapshot is being made, at most
+UNSAVED = 1000  # detections that are held while the database cannot be written to, at most
+RETRY_S = 10.0  # of audio between two tries to write them
+NAME_BYTES = 150
+SPARE_S = 10.0  # audio kept beyond what the longest event needs
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the worker made of one detection; None where it was not asked for, or failed."""
+
+    detection: Detection
+    clip: str | None = None
+    snapshot: str | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    failed: bool = False
+
+
+class Recorder:
+    """For each event: the row first, then clip and snapshot in a worker thread, then the report.
+
+    Every method is called from one thread, and so is `on_detection`, in the order of the rows.
+
+    Parameters
+    ----------
+    store : where rows go; it is acknowledged before anything else is done.
+    ensemble : explains, from the worker thread.
+    info : of the source.
+    channels : what the source calls the channels of the audio that comes.
+    settings : rolls, output folder, station.
+    waits : whether the source waits while clips are made; if not, what is too much is shed.
+    on_detection : the report.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        ensemble: Scorer,
+        info: StreamInfo,
+        channels: Sequence[int],
+        settings: Settings,
+        waits: bool,
+        on_detection: OnDetection,
+    ) -> None:
+        self.events = self.shed = self.failed = self.lost = 0
+        self._store = store
+        self._ensemble = ensemble
+        self._info = info
+        self._channels = channels
+        self._settings = settings
+        self._waits = waits
+        self._report = on_detection
+        self._pre = round(settings.clips.pre_roll_s * info.rate_hz)
+        self._post = round(settings.clips.post_roll_s * info.rate_hz)
+        self._roll = self._new_roll()
+        self._heard = 0  # position just past the newest audio
+        self._awaiting: deque[tuple[Detection, Event]] = deque()  # events whose post-roll has not come
+        self._making: deque[Future[Made]] = deque()
+        self._unsaved: deque[Detection] = deque()
+        self._retry_at = 0  # position at which they are tried again
+        self._worker = ThreadPoolExecutor(1, "clips")
+
+    def hear(self, audio: AudioBlock) -> None:
+        """Keep audio for clips."""
+        if audio.start_sample < self._heard:
+            self._roll = self._new_roll()
+        self._roll.push(audio)
+        self._heard = audio.end_sample
+
+    def record(self, event: Event) -> None:
+        """Write the event's row; it is on the disk when this returns, or held to be tried again (without a clip)."""
+        self.events += 1
+        detection = self._detection(event)
+        if not self._unsaved and (saved := self._saved(detection)) is not None:
+            self._awaiting.append((saved, event))
+        else:
+            self._hold(detection)
+
+    def advance(self, stretch_ended: bool) -> None:
+        """Start what can be made (at the end of a stretch no more post-roll comes), and report what was made."""
+        if self._unsaved and self._heard >= self._retry_at:
+            self._save_held()
+        self._hand_over(all_of_them=stretch_ended)
+        while self._making and self._making[0].done():
+            self._collect()
+
+    def finish(self) -> None:
+        """Report everything that is left; what has no row yet is tried once more, then lost."""
+        self._save_held()
+        while self._unsaved:
+            self._lose()
+        while self._making:
+            self._collect()
+
+    def close(self) -> None:
+        """End the worker; what it has not begun is dropped (its rows stay)."""
+        for waiting in self._making:
+            waiting.cancel()
+        self._worker.shutdown(wait=True)
+
+    def _new_roll(self) -> Roll:
+        settings = self._settings
+        window_s = 2.0  # longer than any window and its wait for the next
+        seconds = settings.events.max_duration_s + settings.clips.pre_roll_s + 2 * window_s + SPARE_S
+        later_s = max(settings.clips.post_roll_s, settings.events.merge_gap_s)
+        return Roll(self._info.rate_hz, len(self._channels), seconds + later_s)
+
+    def _detection(self, event: Event) -> Detection:
+        start_s, end_s = (sample / self._info.rate_hz for sample in (event.start_sample, event.end_sample))
+        start_utc = self._info.start_utc
+        bundle = self._ensemble.bundle
+        return Detection(
+            id=None,
+            source=self._info.name,
+            start_s=start_s,
+            end_s=end_s,
+            start_utc=None if start_utc is None else start_utc + timedelta(seconds=start_s),
+            score=event.score,
+            channels=tuple(self._channels),
+            channel_scores=tuple(float(score) for score in event.channel_scores),
+            best_channel=self._channels[event.best_channel],
+            bundle=bundle.name,
+            bundle_digest=bundle.digest,
+            station=self._settings.station,
+        )
+
+    def _saved(self, detection: Detection) -> Detection | None:
+        """The detection with its row's number; None where it could not be written."""
+        try:
+            return replace(detection, id=self._store.add(detection))
+        except OrcawatchError as fault:
+            log.error("%s; %d detections wait for it", fault, len(self._unsaved) + 1)
+            self._retry_at = self._heard + round(RETRY_S * self._info.rate_hz)
+            return None
+
+    def _hold(self, detection: Detection) -> None:
+        self._unsaved.append(detection)
+        if len(self._unsaved) > UNSAVED:
+            self._lose()
+
+    def _save_held(self) -> None:
+        """Write what is held, in order, as far as that goes; its audio may be gone, so that it has no clip."""
+        while self._unsaved and (saved := self._saved(self._unsaved[0])) is not None:
+            self._unsaved.popleft()
+            self._making.append(finished(Made(saved, failed=True)))
+
+    def _lose(self) -> None:
+        self.lost += 1
+        lost = self._unsaved.popleft()
+        log.error("%s: detection from %.2f s is lost (score %.3f)", lost.source, lost.start_s, lost.score)
+
+    def _hand_over(self, all_of_them: bool) -> None:
+        while self._awaiting and (all_of_them or self._heard >= self._awaiting[0][1].end_sample + self._post):
+            self._start(*self._awaiting.popleft())
+
+    def _start(self, detection: Detection, event: Event) -> None:
+        if self._busy() and not self._waits:
+            self._shed(detection)
+            return
+        while self._busy():
+            self._collect()
+        samples, first = self._roll.cut(event.start_sample - self._pre, event.end_sample + self._post)
+        self._making.append(self._worker.submit(self._make, detection, event, samples, first))
+
+    def _busy(self) -> bool:
+        return sum(not made.done() for made in self._making) >= WAITING
+
+    def _shed(self, detection: Detection) -> None:
+        self.shed += 1
+        log.warning("detection %s has no clip: %d are still being made", detection.id, WAITING)
+        self._making.append(finished(Made(detection)))
+
+    def _make(self, detection: Detection, event: Event, samples: Array, first: int) -> Made:
+        """Clip and snapshot, in the worker thread."""
+        name = file_name(detection)
+        clip = attempt(f"clip of detection {detection.id}", lambda: self._clip(name, samples))
+        if not self._settings.snapshots:
+            return Made(detection, clip, failed=clip is None)
+        picture = attempt(
+            f"snapshot of detection {detection.id}",
+            lambda: self._snapshot(name, samples, first, event, title(detection)),
+        )
+        snapshot, numbers = picture or (None, {})
+        return Made(detection, clip, snapshot, numbers, failed=clip is None or snapshot is None)
+
+    def _clip(self, name: str, samples: Array) -> str:
+        path = write_clip(self._settings.output / CLIPS / f"{name}.flac", samples, self._info.rate_hz)
+        return f"{CLIPS}/{path.name}"
+
+    def _snapshot(
+        self, name: str, samples: Array, first: int, event: Event, title: str
+    ) -> tuple[str, Mapping[str, float]]:
+        from .snapshot import make_snapshot  # loads matplotlib
+
+        stem = self._settings.output / SNAPSHOTS / name
+        path, numbers = make_snapshot(
+            self._ensemble, samples, self._info.rate_hz, first, event, self._channels, title, stem
+        )
+        return f"{SNAPSHOTS}/{path.name}", numbers
+
+    def _collect(self) -> None:
+        """Wait for the oldest job, attach what it made to the row, and report."""
+        made = self._making.popleft().result()
+        attached = attempt(f"row of detection {made.detection.id}", lambda: self._attach(made))
+        self.failed += made.failed or attached is None
+        self._report(attached or made.detection)
+
+    def _attach(self, made: Made) -> Detection:
+        numbers = dict(made.numbers)
+        self._store.attach(int(made.detection.id or 0), made.clip, made.snapshot, numbers)
+        return replace(made.detection, clip=made.clip, snapshot=made.snapshot, numbers=numbers)
+
+
+def finished(made: Made) -> Future[Made]:
+    """A job that is done."""
+    future: Future[Made] = Future()
+    future.set_result(made)
+    return future
+
+
+def attempt(what: str, make: Callable[[], T]) -> T | None:
+    """What `make` returns, or None with the failure logged: a full disk must not end the watch."""
+    try:
+        return make()
+    except (OSError, soundfile.SoundFileError, OrcawatchError) as fault:
+        log.error("%s failed: %s", what, fault)
+    except Exception:
+        log.exception("%s failed", what)
+    return None
+
+
+def file_name(detection: Detection) -> str:
+    """Name of a detection's files, without suffix: the row's number makes it unique in the output folder.
+
+    The source's part is cut to `NAME_BYTES`: file systems take 255 bytes, and a letter may have 4.
+    """
+    stem = re.sub(r"[^\w.-]+", "_", Path(detection.source).stem).encode()[:NAME_BYTES].decode("utf-8", "ignore")
+    return f"{detection.id:06d}_{stem}_{moment(detection, '%Y%m%dT%H%M%S.%fZ').replace(' ', '')}"
+
+
+def title(detection: Detection) -> str:
+    """Title of a snapshot: where and when."""
+    return f"{detection.station or Path(detection.source).name} · {moment(detection)}"
+
+
+def moment(detection: Detection, pattern: str = "%Y-%m-%d %H:%M:%S UTC") -> str:
+    """Start of a detection, as UTC where that is known, else in seconds of the stream."""
+    if detection.start_utc is None:
+        return f"{detection.start_s:.2f} s"
+    return detection.start_utc.strftime(pattern)
