@@ -13,7 +13,7 @@ from .errors import TrainingError
 
 Floats = NDArray[np.floating[Any]]
 DRAWS = 2000
-BETA = 2  # of the F score of thresholds: how many times as much recall counts as precision
+RECALL = 0.9  # share of orca clips that the start threshold must find
 
 
 @dataclass(frozen=True)
@@ -170,21 +170,15 @@ def curves(scores: Floats, labels: NDArray[np.bool_]) -> dict[str, NDArray[np.fl
     }
 
 
-def f_scores(precision: Floats, recall: Floats) -> NDArray[np.float64]:
-    """F score with `BETA` (van Rijsbergen 1979): (1 + b^2) p r / (b^2 p + r), 0 where both are 0; shapes as given."""
-    return np.asarray((1 + BETA**2) * precision * recall / np.maximum(BETA**2 * precision + recall, 1e-12))
-
-
 def event_thresholds(
     window_scores: Floats, window_clip: NDArray[np.int64], labels: NDArray[np.bool_], seconds: Floats
 ) -> Thresholds:
     """Thresholds of events by one rule, from the scores of windows.
 
     An event starts with the first window that reaches `start`, so a clip counts as called when its *highest window*
-    does (its mean, which the AUC uses, plays no part). `start` is the threshold of the highest F2 over the clips, in
-    which recall counts twice: a false alarm costs a glance at a picture, a missed bout is gone. It is placed half way
-    to the next lower score so that it does not sit on a clip; of equal F2 the higher threshold is taken (fewer false
-    alarms). `stop` is half way between `start` and the median score of the noise windows: an event lasts while windows
+    does (its mean, which the AUC uses, plays no part). `start` is the highest threshold that finds `RECALL` of the orca
+    clips: a false alarm costs a glance at a picture, a missed bout is gone. It is placed half way to the next lower
+    score so that it does not sit on a clip. `stop` is half way between `start` and the median score of the noise windows: an event lasts while windows
     stay nearer to a call than to noise.
 
     Parameters
@@ -197,7 +191,7 @@ def event_thresholds(
     highest = np.full(len(labels), -np.inf)
     np.maximum.at(highest, window_clip, window_scores)
     points = curves(highest, labels)
-    best = int(np.argmax(f_scores(points["precision"], points["recall"])))
+    best = int(np.argmax(points["recall"] >= RECALL))
     lower = points["threshold"][best + 1] if best + 1 < len(points["threshold"]) else 0.0
     start = float((points["threshold"][best] + lower) / 2)
     floor = float(np.median(window_scores[~labels[window_clip]]))

@@ -79,14 +79,13 @@ def test_thresholds_call_by_the_highest_window() -> None:
     assert (found.recall, found.precision, found.false_alarms, found.false_alarms_per_hour) == (1, 1, 0, 0)
 
 
-def test_thresholds_are_of_the_highest_f2() -> None:
-    precision, recall = np.array([1.0, 0.5, 0.0]), np.array([0.5, 1.0, 0.0])
-    expected = [5 * p * r / (4 * p + r) if p + r else 0.0 for p, r in zip(precision, recall)]
-    np.testing.assert_allclose(metrics.f_scores(precision, recall), expected)
-    # F1 takes the two orcas at the top (.80 against .75), F2 the third with two false alarms (.88 against .71)
-    labels = np.array([True, True, False, False, True])
-    found = metrics.event_thresholds(np.array([0.9, 0.8, 0.7, 0.6, 0.5]), np.arange(5), labels, np.ones(5))
-    assert (found.start, found.recall, found.precision, found.false_alarms) == (0.25, 1, 0.6, 2)
+def test_start_is_the_highest_threshold_that_finds_nine_in_ten() -> None:
+    scores = np.arange(20, 0, -1) / 20  # ten orcas among the upper eleven, then noise
+    labels = np.array([True] * 8 + [False, True, True] + [False] * 9)
+    found = metrics.event_thresholds(scores, np.arange(20), labels, np.full(20, 360.0))
+    ninth, next_lower = scores[9], scores[10]
+    assert found.start == pytest.approx((ninth + next_lower) / 2)
+    assert (found.recall, found.precision, found.false_alarms) == (0.9, 0.9, 1)
 
 
 def test_thresholds_count_false_alarms_per_hour_of_noise() -> None:
