@@ -6,7 +6,7 @@ TFLITE = .venv/tflite/bin
 
 demo: edge
 	rm -rf orcawatch-out/demo
-	$(EDGE)/orcawatch simulate orcawatch-out/demo/scene.flac --seconds 60 --seed 7
+	$(EDGE)/orcawatch simulate orcawatch-out/demo/scene.flac --seconds 60 --seed 7 --calls 10
 	$(EDGE)/orcawatch run --input orcawatch-out/demo/scene.flac --output orcawatch-out/demo
 	@echo "Open the pictures in orcawatch-out/demo/snapshots: each shows what was heard beside what the network looked at."
 
