@@ -178,8 +178,8 @@ def event_thresholds(
     An event starts with the first window that reaches `start`, so a clip counts as called when its *highest window*
     does (its mean, which the AUC uses, plays no part). `start` is the highest threshold that finds `RECALL` of the orca
     clips: a false alarm costs a glance at a picture, a missed bout is gone. It is placed half way to the next lower
-    score so that it does not sit on a clip. `stop` is half way between `start` and the median score of the noise windows: an event lasts while windows
-    stay nearer to a call than to noise.
+    score so that it does not sit on a clip. `stop` is half way between `start` and the median score of the noise
+    windows: an event lasts while windows stay nearer to a call than to noise.
 
     Parameters
     ----------
