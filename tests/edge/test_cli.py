@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from orcawatch import __version__
-from orcawatch.bundle import MANIFEST, SHIPPED, write_bundle
+from orcawatch.bundle import write_bundle
 from orcawatch.cli import EXTRAS, GROUP, load_command, main
 from orcawatch.errors import OrcawatchError
 from orcawatch.simulate import SceneSettings
@@ -277,7 +277,6 @@ def test_simulate_writes_a_scene(tmp_path: Path) -> None:
     assert truth["hydrophones_m"] == [[0, 0, 0]] and truth["scene"]["ship"] is True
 
 
-@pytest.mark.skipif(not (SHIPPED / MANIFEST).is_file(), reason="this checkout has no shipped bundle")
 def test_shipped_bundle_scans_a_simulated_scene(tmp_path: Path) -> None:
     ran(tmp_path, "simulate", "scene", "--seconds", 20, "--seed", 7, "--snr-low", 12, fake=False)
     done = ran(tmp_path, "scan", "scene.flac", "--format", "jsonl", fake=False)
