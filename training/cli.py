@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 from pathlib import Path
 
 import click
 
 from ..errors import OrcawatchError
-
-log = logging.getLogger(__name__)
 
 
 @click.group()
@@ -41,7 +38,7 @@ def run(recipe: Path, data: Path | None, folder: Path | None) -> None:
     require_training()
     settings, runner = pipeline.prepare(recipe, data, folder)
     ran = pipeline.run(settings, runner)
-    log.info("stages run: %s", ", ".join(ran) or "none, everything is up to date")
+    click.echo(f"stages run: {', '.join(ran) or 'none, everything is up to date'}", err=True)
     click.echo(results.summary(runner.folder / pipeline.RESULT))
 
 
