@@ -74,7 +74,9 @@ def analyse(model: Any, inputs: Array, neuron: int = HIGHEST, batch_size: int = 
 def _run(source: Path, target: Path) -> None:
     command = [sys.executable, "-m", WORKER, str(source), str(target)]
     environment = {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ}
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    # Not from the repository's root, where ./orcawatch would hide the installed package's mapped subpackages.
+    elsewhere = source.parent
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=elsewhere, check=False)
     if done.returncode:
         raise TrainingError(f"iNNvestigate failed (exit status {done.returncode}): {done.stderr[-ERROR_TAIL:]}")
 
