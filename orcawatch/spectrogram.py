@@ -21,7 +21,10 @@ from .errors import AudioError, BundleError
 Array = NDArray[np.float32]
 
 NORMALISATIONS = ("none", "band_floor")
+POWER_NORMALISATIONS = ("peak", "band_floor")
 FLOOR_RANK = 20  # of a window's 96 frames: about the 20th percentile
+LEAST_MAGNITUDE = 1e-12  # a mean below it counts as digital silence
+LEAST_POWER = 1e-24
 
 
 class FrontEnd(Protocol):
@@ -46,6 +49,7 @@ class FrontEnd(Protocol):
 
     def rows(self, samples: Array) -> Array: ...
     def finish(self, rows: Array) -> Array: ...
+    def to_rows(self, relevance: Array) -> Array: ...
     def to_dict(self) -> dict[str, Any]: ...
 
 
@@ -76,15 +80,63 @@ def mel_matrix(bands: int, bins: int, rate_hz: int, low_hz: float, high_hz: floa
     return np.asarray(weights, np.float32)
 
 
-def above_floor(rows: Array, offset: float) -> Array:
+def linear_matrix(bands: int, bins: int, rate_hz: int, low_hz: float, high_hz: float) -> Array:
+    """Weights of the linear-frequency bands: triangles evenly spaced in Hz, the weights of each adding up to 1.
+
+    Shape (bins, bands). A flat spectrum gives equal bands, however the bins fall on them. Band k rises from edge k to
+    its centre at edge k + 1 and falls to edge k + 2, so that every bin between the outer centres counts.
+    """
+    bin_hz = np.linspace(0.0, rate_hz / 2, bins)[:, None]
+    edges = np.linspace(low_hz, high_hz, bands + 2)
+    weights = np.maximum(0.0, 1.0 - np.abs(bin_hz - edges[1:-1]) / (edges[1] - edges[0]))
+    return np.asarray(weights / weights.sum(axis=0), np.float32)
+
+
+def resize_matrix(size: int, frames: int) -> Array:
+    """Linear interpolation from `frames` to `size` rows as a matrix, shape (size, frames); its rows add up to 1.
+
+    Row i lies at (i + 1/2) frames / size - 1/2, the convention of image resizing without aligned corners. Where fewer
+    rows are made of more, the triangles are as wide as the step, so that no frame is skipped.
+    """
+    step = frames / size
+    place = (np.arange(size)[:, None] + 0.5) * step - 0.5
+    weights = np.maximum(0.0, 1.0 - np.abs(place - np.arange(frames)) / max(1.0, step))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
+
+
+def periodic_hann(samples: int) -> Array:
+    """Hann window of one period, 0.5 - 0.5 cos(2 pi n / samples), shape (samples,)."""
+    phase = 2 * np.pi * np.arange(samples) / samples
+    return (0.5 - 0.5 * np.cos(phase)).astype(np.float32)
+
+
+def magnitudes(samples: Array, hann: Array, hop: int, fft_size: int) -> Array:
+    """Magnitude spectrum of every whole frame: samples (samples, channels) in, (frames, channels, bins) out."""
+    if len(samples) < len(hann):
+        return np.zeros((0, samples.shape[1], fft_size // 2 + 1), np.float32)
+    framed = np.lib.stride_tricks.sliding_window_view(samples, len(hann), axis=0)[::hop] * hann
+    return np.abs(np.fft.rfft(framed, fft_size)).astype(np.float32)
+
+
+def above_floor(rows: Array, offset: float, least: float = LEAST_MAGNITUDE) -> Array:
     """Level of each cell above its band's floor, natural log units: see `LogMel`; shape (..., frames, bands).
+
+    A window whose mean is below `least` counts as digital silence; zeros give zeros.
+    """
+    mean = rows.mean(axis=(-2, -1), keepdims=True)
+    level = np.log(rows / np.maximum(mean, np.float32(least)) + np.float32(offset))
+    floor = np.partition(level, FLOOR_RANK - 1, axis=-2)[..., FLOOR_RANK - 1 : FLOOR_RANK, :]
+    return np.asarray(np.maximum(level - floor, 0), np.float32)
+
+
+def below_peak(power: Array, range_db: float) -> Array:
+    """Level relative to the window's highest cell: that cell is 1, `range_db` below it 0; power (..., frames, bands).
 
     A window of digital silence gives zeros.
     """
-    mean = rows.mean(axis=(-2, -1), keepdims=True)
-    level = np.log(rows / np.maximum(mean, np.float32(1e-12)) + np.float32(offset))
-    floor = np.partition(level, FLOOR_RANK - 1, axis=-2)[..., FLOOR_RANK - 1 : FLOOR_RANK, :]
-    return np.asarray(np.maximum(level - floor, 0), np.float32)
+    peak = np.maximum(power.max(axis=(-2, -1), keepdims=True), np.float32(LEAST_POWER))
+    level_db = 10 * np.log10(np.maximum(power / peak, np.float32(10 ** (-range_db / 10))))
+    return np.asarray(np.maximum(1 + level_db / np.float32(range_db), 0), np.float32)
 
 
 @dataclass(frozen=True)
@@ -149,8 +201,7 @@ class LogMel:
 
     @cached_property
     def _hann(self) -> Array:
-        phase = 2 * np.pi * np.arange(self.frame_samples) / self.frame_samples
-        return (0.5 - 0.5 * np.cos(phase)).astype(np.float32)
+        return periodic_hann(self.frame_samples)
 
     def rows(self, samples: Array) -> Array:
         """Mel magnitudes of every whole frame.
@@ -163,12 +214,7 @@ class LogMel:
         -------
         float32, shape (frames, channels, bands); no frame where fewer than `frame_samples` came.
         """
-        if len(samples) < self.frame_samples:
-            return np.zeros((0, samples.shape[1], self.bands), np.float32)
-        view = np.lib.stride_tricks.sliding_window_view(samples, self.frame_samples, axis=0)
-        framed = view[:: self.hop_samples] * self._hann
-        magnitude = np.abs(np.fft.rfft(framed, self.fft_size)).astype(np.float32)
-        return np.asarray(magnitude @ self._matrix)
+        return np.asarray(magnitudes(samples, self._hann, self.hop_samples, self.fft_size) @ self._matrix)
 
     def finish(self, rows: Array) -> Array:
         """Logarithm of one or more windows' rows, shape (..., frames, bands) in and out."""
@@ -176,12 +222,141 @@ class LogMel:
             return np.asarray(np.log(rows + np.float32(self.offset)))
         return above_floor(rows, self.offset)
 
+    def to_rows(self, relevance: Array) -> Array:
+        """Relevance of the spectrogram as relevance of its rows: the same, shape (..., frames, bands)."""
+        return relevance
+
     def to_dict(self) -> dict[str, Any]:
         """Every constant, for the manifest."""
         return asdict(self)
 
 
-KINDS: dict[str, Any] = {"log_mel": LogMel}
+@dataclass(frozen=True)
+class LinearPower:
+    """Power spectrogram over linear frequency for the Inceptions: 0.96 s as an image of `size` times `size`.
+
+    A periodic Hann window every 10 ms (LogMel's grid, so that the windows of all backbones align), power spectrum,
+    `size` bands evenly spaced from 300 Hz to 10 kHz, level in dB, time interpolated from 96 frames to `size` rows.
+    The image lies in 0 to 1. Source: paper section 2.2, a power spectrogram because mel compresses the high bands; its
+    constants are ours.
+
+    `normalise` is `peak`: a cell is 1 at the window's highest level and 0 from `range_db` below it; or `band_floor`, as
+    in `LogMel`: the level above the floor of the cell's own band, of which `range_db` is 1. There, levels lower than
+    `range_db` below the window's mean power do not count.
+
+    Raises
+    ------
+    BundleError : the normalisation is unknown, a frame is longer than `fft_size`, bands lie outside the spectrum or
+        closer than its bins.
+    """
+
+    rate_hz: int = 24000
+    frame_s: float = 0.040
+    hop_s: float = 0.010
+    fft_size: int = 1024
+    size: int = 299
+    low_hz: float = 300.0
+    high_hz: float = 10000.0
+    range_db: float = 60.0
+    frames: int = 96
+    normalise: str = "peak"
+    kind: str = "linear_power"
+
+    def __post_init__(self) -> None:
+        if self.normalise not in POWER_NORMALISATIONS:
+            raise BundleError(
+                f"normalise must be one of {POWER_NORMALISATIONS}, not {self.normalise!r}; upgrade orcawatch"
+            )
+        if self.frame_samples > self.fft_size:
+            raise BundleError(f"fft_size must be at least a frame's {self.frame_samples} samples, not {self.fft_size}")
+        if not 0 <= self.low_hz < self.high_hz <= self.rate_hz / 2:
+            raise BundleError(
+                f"low_hz and high_hz must rise from 0 to {self.rate_hz // 2}, not {self.low_hz:g} and {self.high_hz:g}"
+            )
+        if not 1 <= self.size <= self._most_bands:
+            raise BundleError(
+                f"size must be 1 to {self._most_bands}, not {self.size}: some bands would hold no bin of the spectrum; "
+                "a larger fft_size allows more"
+            )
+
+    @property
+    def _most_bands(self) -> int:
+        return int((self.high_hz - self.low_hz) / (self.rate_hz / self.fft_size)) - 1
+
+    @property
+    def frame_samples(self) -> int:
+        """Length of one frame, samples at `rate_hz`."""
+        return round(self.frame_s * self.rate_hz)
+
+    @property
+    def hop_samples(self) -> int:
+        """Distance between frames, samples at `rate_hz`."""
+        return round(self.hop_s * self.rate_hz)
+
+    @property
+    def lowest_rate_hz(self) -> int:
+        """Audio below this rate holds less than the lower half of the bands and is refused."""
+        return round(self.low_hz + self.high_hz)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one image: (time, frequency, planes)."""
+        return self.size, self.size, 1
+
+    @cached_property
+    def frequencies_hz(self) -> NDArray[np.float64]:
+        """Centre of each band, Hz, shape (size,)."""
+        return np.linspace(self.low_hz, self.high_hz, self.size + 2)[1:-1]
+
+    @cached_property
+    def _matrix(self) -> Array:
+        return linear_matrix(self.size, self.fft_size // 2 + 1, self.rate_hz, self.low_hz, self.high_hz)
+
+    @cached_property
+    def _hann(self) -> Array:
+        return periodic_hann(self.frame_samples)
+
+    @cached_property
+    def _stretch(self) -> Array:
+        return resize_matrix(self.size, self.frames)
+
+    def rows(self, samples: Array) -> Array:
+        """Power in each band of every whole frame.
+
+        Parameters
+        ----------
+        samples : float32, shape (samples, channels), at `rate_hz`.
+
+        Returns
+        -------
+        float32, shape (frames, channels, size); no frame where fewer than `frame_samples` came.
+        """
+        return np.asarray(magnitudes(samples, self._hann, self.hop_samples, self.fft_size) ** 2 @ self._matrix)
+
+    def finish(self, rows: Array) -> Array:
+        """Images of one or more windows' rows: shape (..., frames, size) in, (..., size, size) in 0 to 1 out."""
+        return np.asarray(self._stretch @ self._levels(rows))
+
+    def _levels(self, rows: Array) -> Array:
+        if self.normalise == "peak":
+            return below_peak(rows, self.range_db)
+        level_db = above_floor(rows, 10 ** (-self.range_db / 10), LEAST_POWER) * np.float32(10 / np.log(10))
+        return np.asarray(np.minimum(level_db / np.float32(self.range_db), 1), np.float32)
+
+    def to_rows(self, relevance: Array) -> Array:
+        """Relevance of the image (..., size, size) as relevance of its rows (..., frames, size); the sum is kept.
+
+        Each image row's relevance goes to the frames that it was interpolated from, by their weights: the transpose of
+        the interpolation.
+        """
+        return np.asarray(self._stretch.T @ relevance)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every constant, for the manifest."""
+        return asdict(self)
+
+
+KINDS: dict[str, Any] = {"log_mel": LogMel, "linear_power": LinearPower}
 
 
 def front_end_from_dict(settings: dict[str, Any]) -> FrontEnd:
@@ -218,7 +393,7 @@ class RowStream:
         if rate_hz < front_end.lowest_rate_hz:
             raise AudioError(
                 f"sample rate must be at least {front_end.lowest_rate_hz} Hz, not {rate_hz} Hz: "
-                "the calls' band is missing from slower audio; record at 16000 Hz or more"
+                f"the calls' band is missing from slower audio; record at {front_end.rate_hz} Hz or more"
             )
         self._front_end = front_end
         self._resampler = soxr.ResampleStream(rate_hz, front_end.rate_hz, channels, dtype="float32")
