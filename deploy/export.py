@@ -3,33 +3,50 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..masking import negative_mask
 from ..relevance import ORCA, backbone_relevance, head_forward, head_relevance
 
-# float16 is left out: with two signatures tflite-runtime 2.14.0 crashes on it.
-QUANTIZATIONS = ("float32", "dynamic")
+Array = NDArray[np.float32]
+Signatures = Mapping[str, tuple[Any, list[Any]]]
+
+# Full int16x8 is left out: it has no fast kernels.
+QUANTIZATIONS = ("float32", "float16", "dynamic", "int8")
+# Whose file explains a backbone. float16 with two signatures crashes tflite-runtime 2.14.0, and relevance in 8-bit
+# arithmetic is too coarse, so both take the relevance pass of the dynamic-range file.
+EXPLAINED_BY = {"float32": "float32", "float16": "dynamic", "dynamic": "dynamic", "int8": "dynamic"}
 
 
-def export_backbone(model: Any, quantization: str = "dynamic") -> bytes:
-    """TFLite file of a backbone with two signatures that share their weights.
+def export_backbone(model: Any, quantization: str = "dynamic", representative: Array | None = None) -> bytes:
+    """TFLite file of a backbone; inputs and outputs are float32 in every variant.
 
-    `features`: spectrogram (1, frames, bands, planes) -> features (1, size).
-    `explain`: spectrogram, relevance of the features (1, size) -> map (1, frames, bands, planes), deep Taylor with
-    the conserving rule for average pooling.
+    `features`: spectrogram (1, height, width, planes) -> features (1, size).
+    `explain`: spectrogram, relevance of the features (1, size) -> map (1, height, width, planes), deep Taylor with
+    the conserving rule for average pooling; only where `EXPLAINED_BY` says that the file explains itself. The two
+    signatures share their weights.
 
     Parameters
     ----------
-    model : Keras model of a backbone plugin.
-    quantization : `float32` or `dynamic` (8-bit weights, float activations).
+    model : Keras model of a backbone plugin, folded.
+    quantization : `float32`; `float16` weights; `dynamic`, 8-bit weights and float activations; `int8`, weights and
+        activations.
+    representative : finished training spectrograms, shape (n, height, width), from which `int8` takes the ranges of the
+        activations; the others do not look at it.
+
+    Raises
+    ------
+    InputError : unknown quantization, or `int8` without representative spectrograms.
     """
-    shape = [1, *model.input_shape[1:]]
-    size = model.output_shape[-1]
+    shape, size = [1, *model.input_shape[1:]], model.output_shape[-1]
+    spectrogram = tf.TensorSpec(shape, tf.float32, "spectrogram")
+    relevance = tf.TensorSpec([1, size], tf.float32, "relevance")
 
     def features(spectrogram: Any) -> dict[str, Any]:
         return {"features": model(spectrogram)}
@@ -37,11 +54,11 @@ def export_backbone(model: Any, quantization: str = "dynamic") -> bytes:
     def explain(spectrogram: Any, relevance: Any) -> dict[str, Any]:
         return {"map": backbone_relevance(model, spectrogram, relevance)}
 
-    spectrogram = tf.TensorSpec(shape, tf.float32, "spectrogram")
-    relevance = tf.TensorSpec([1, size], tf.float32, "relevance")
-    return _convert(
-        model, {"features": (features, [spectrogram]), "explain": (explain, [spectrogram, relevance])}, quantization
-    )
+    signatures: dict[str, tuple[Any, list[Any]]] = {"features": (features, [spectrogram])}
+    if EXPLAINED_BY.get(quantization) == quantization:
+        signatures["explain"] = (explain, [spectrogram, relevance])
+    examples = None if representative is None else representative.reshape(-1, *shape)
+    return _convert(model, signatures, quantization, examples)
 
 
 def export_heads(heads: Sequence[Mapping[str, Any]], vote: Sequence[str], sizes: Mapping[str, int]) -> bytes:
@@ -53,58 +70,99 @@ def export_heads(heads: Sequence[Mapping[str, Any]], vote: Sequence[str], sizes:
 
     Parameters
     ----------
-    heads : one per member, in order: `name`, `backbones` (whose features it takes, concatenated), `mask` (`none`,
-        `minimal` or `negative`), `weights` (arrays as `relevance.head_forward` takes), `minimal_mask` (features,) and
-        `base` (the base-model's weights, for the negative mask) where its mask needs them.
+    heads : one per member, in order: `name`; `backbones`, whose features it takes, each under its own mask and
+        concatenated in this order (paper section 2.1); `mask` (`none`, `minimal` or `negative`); `weights` (arrays as
+        `relevance.head_forward` takes); where its mask needs them `minimal_masks` (by backbone, each (features,)) or
+        `bases` (by backbone, the weights of that backbone's base-model).
     vote : names of the members of the average vote.
     sizes : feature size by backbone.
     """
     specs = [tf.TensorSpec([1, size], tf.float32, name) for name, size in sizes.items()]
-    names = list(sizes)
 
     def score(*features: Any) -> dict[str, Any]:
-        given = dict(zip(names, features))
-        return {"scores": tf.concat([_confidence(head, _masked(head, given)) for head in heads], axis=-1)}
+        masked = masked_inputs(heads, dict(zip(sizes, features)))
+        return {"scores": tf.concat([confidence(masked[head["name"]], head["weights"]) for head in heads], axis=-1)}
 
     def explain(*features: Any) -> dict[str, Any]:
-        given = dict(zip(names, features))
-        total = {name: tf.zeros_like(tensor) for name, tensor in given.items()}
-        for head in heads:
-            if head["name"] in vote:
-                relevance = head_relevance(_masked(head, given), head["weights"], "confidence")
-                parts = tf.split(relevance, [sizes[name] for name in head["backbones"]], axis=-1)
-                for name, part in zip(head["backbones"], parts):
-                    total[name] += part / float(len(vote))
-        return total
+        voting = [head for head in heads if head["name"] in vote]
+        return _vote_relevance(voting, dict(zip(sizes, features)))
 
     return _convert(tf.Module(), {"score": (score, specs), "explain": (explain, specs)}, "float32")
 
 
-def _masked(head: Mapping[str, Any], features: Mapping[str, Any]) -> Any:
-    """A member's input: its backbones' features under its mask (paper section 2.4)."""
-    joined = tf.concat([features[name] for name in head["backbones"]], axis=-1)
-    if head["mask"] == "minimal":
-        return joined * head["minimal_mask"]
-    if head["mask"] == "negative":
-        return joined * negative_mask(head_relevance(joined, head["base"], "highest"))
-    return joined
+def masked_inputs(heads: Sequence[Mapping[str, Any]], features: Mapping[str, Any]) -> dict[str, Any]:
+    """Each member's input from the backbones' features (batch, size), by member (paper sections 2.1 and 2.4).
+
+    The negative mask of a backbone's features comes from the relevance of that backbone's own base-model for its own
+    prediction, and is computed once for all members that take it.
+    """
+    negative: dict[tuple[str, int], Any] = {}
+    for head in heads:
+        for name, base in head.get("bases", {}).items():
+            if (name, id(base)) not in negative:
+                negative[name, id(base)] = negative_features(features[name], base)
+    return {head["name"]: _joined(head, features, negative) for head in heads}
 
 
-def _confidence(head: Mapping[str, Any], features: Any) -> Any:
-    logits = head_forward(features, head["weights"])[1]
-    return tf.nn.softmax(logits)[:, ORCA : ORCA + 1]
+def negative_features(features: Any, base: Mapping[str, Any]) -> Any:
+    """Features under the negative mask of their base-model's own prediction, shape (batch, size)."""
+    return features * negative_mask(head_relevance(features, base, "highest"))
 
 
-def _convert(module: Any, functions: Mapping[str, tuple[Any, list[Any]]], quantization: str) -> bytes:
-    if quantization not in QUANTIZATIONS:
-        raise InputError(f"quantization must be one of {QUANTIZATIONS}, not {quantization!r}")
-    signatures = {
+def confidence(features: Any, weights: Mapping[str, Any]) -> Any:
+    """A head's confidence of `orca`, shape (batch, 1)."""
+    return tf.nn.softmax(head_forward(features, weights)[1])[:, ORCA : ORCA + 1]
+
+
+def _joined(head: Mapping[str, Any], features: Mapping[str, Any], negative: Mapping[tuple[str, int], Any]) -> Any:
+    def part(name: str) -> Any:
+        if head["mask"] == "minimal":
+            return features[name] * head["minimal_masks"][name]
+        return negative[name, id(head["bases"][name])] if head["mask"] == "negative" else features[name]
+
+    return tf.concat([part(name) for name in head["backbones"]], axis=-1)
+
+
+def _vote_relevance(voting: Sequence[Mapping[str, Any]], features: Mapping[str, Any]) -> dict[str, Any]:
+    """Relevance by backbone, the members' average; zero where no member looks."""
+    total = {name: tf.zeros_like(tensor) for name, tensor in features.items()}
+    masked = masked_inputs(voting, features)
+    for head in voting:
+        relevance = head_relevance(masked[head["name"]], head["weights"], "confidence")
+        parts = tf.split(relevance, [features[name].shape[-1] for name in head["backbones"]], axis=-1)
+        for name, part in zip(head["backbones"], parts):
+            total[name] += part / float(len(voting))
+    return total
+
+
+def _convert(module: Any, signatures: Signatures, quantization: str, examples: Array | None = None) -> bytes:
+    functions = {
         name: tf.function(function, autograph=False).get_concrete_function(*specs)
-        for name, (function, specs) in functions.items()
+        for name, (function, specs) in signatures.items()
     }
     with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(module, folder, signatures=signatures)
+        tf.saved_model.save(module, folder, signatures=functions)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(functions))
-        if quantization == "dynamic":
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        _quantize(converter, quantization, examples)
         return bytes(converter.convert())
+
+
+def _quantize(converter: Any, quantization: str, examples: Array | None) -> None:
+    if quantization not in QUANTIZATIONS:
+        raise InputError(f"quantization must be one of {QUANTIZATIONS}, not {quantization!r}")
+    if quantization != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quantization == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if quantization == "int8":
+        if examples is None or not len(examples):
+            raise InputError(
+                "int8 needs representative spectrograms: the run's result must hold representative-NAME.npy"
+            )
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.representative_dataset = lambda: _calls(examples)
+
+
+def _calls(examples: Array) -> Iterator[tuple[str, dict[str, Array]]]:
+    """The examples as the converter takes them, one call of the signature each."""
+    return (("features", {"spectrogram": np.asarray(example, np.float32)}) for example in examples)

@@ -77,29 +77,45 @@ def load_backbone(name: str, front_end: FrontEnd | None = None) -> Backbone:
 
 
 class EdgeBackbone:
-    """A backbone's exported form: features and relevance maps from one TFLite file.
+    """A backbone's exported form: features and relevance maps from one TFLite file, or from one each.
 
     Signatures: `features(spectrogram) -> features`; `explain(spectrogram, relevance) -> map`, with
     spectrogram (1, *shape), features and relevance (1, feature_size), map (1, *shape).
 
+    Parameters
+    ----------
+    path : the file with `features`, and `explain` where `explain_path` is None.
+    front_end : whose spectrograms it takes.
+    feature_size : length of its feature vector.
+    threads : processor threads of the interpreter.
+    explain_path : the file with `explain`, where that is another.
+
     Raises
     ------
-    BundleError : the file is no model, or does not fit the front end or the feature size.
+    BundleError : a file is no model, or does not fit the front end or the feature size.
     """
 
-    def __init__(self, path: Path, front_end: FrontEnd, feature_size: int, threads: int = 1) -> None:
+    def __init__(
+        self, path: Path, front_end: FrontEnd, feature_size: int, threads: int = 1, explain_path: Path | None = None
+    ) -> None:
         self.front_end = front_end
         self._model = Model(path, threads)
+        self._explainer = self._model if explain_path is None else Model(explain_path, threads)
         spectrogram, features = (1, *front_end.shape), (1, feature_size)
         self._model.require("features", {"spectrogram": spectrogram}, {"features": features})
-        self._model.require("explain", {"relevance": features, "spectrogram": spectrogram}, {"map": spectrogram})
+        self._explainer.require("explain", {"relevance": features, "spectrogram": spectrogram}, {"map": spectrogram})
 
     def features(self, spectrogram: Array) -> Array:
-        """Pooled features of one spectrogram (frames, bands): float32, shape (feature_size,)."""
+        """Pooled features of one spectrogram (height, width): float32, shape (feature_size,)."""
         batch = spectrogram.reshape(1, *self.front_end.shape)
         return np.asarray(self._model.call("features", {"spectrogram": batch})["features"][0])
 
     def explain(self, spectrogram: Array, relevance: Array) -> Array:
-        """Relevance of the features spread over the spectrogram: float32, shape (frames, bands)."""
+        """Relevance of the features spread over the window's rows: float32, shape (frames, bands).
+
+        The planes of one cell are added, and where the front end stretches time, relevance goes back to the rows
+        that it came from, so that the map's sum is kept.
+        """
         inputs = {"spectrogram": spectrogram.reshape(1, *self.front_end.shape), "relevance": relevance[None]}
-        return np.asarray(self._model.call("explain", inputs)["map"][0, :, :, 0])
+        found = self._explainer.call("explain", inputs)["map"][0].sum(axis=-1)
+        return np.asarray(getattr(self.front_end, "to_rows", np.asarray)(found))

@@ -1,7 +1,7 @@
 """The bundle: the only thing that training and the buoy share.
 
-A folder with `manifest.json`, one TFLite file per backbone, one for the heads, and `model-card.md`. It is written
-whole or not at all, and refused when a hash, the schema or the front end does not fit.
+A folder with `manifest.json`, one or two TFLite files per backbone, one for the heads, and `model-card.md`. It is
+written whole or not at all, and refused when a hash, the schema or the front end does not fit.
 """
 
 from __future__ import annotations
@@ -26,12 +26,28 @@ SHIPPED = Path(__file__).parent / "first_light"
 
 @dataclass(frozen=True)
 class BackboneFile:
-    """One backbone of a bundle."""
+    """One backbone of a bundle.
+
+    Attributes
+    ----------
+    name : of the plugin.
+    file : with the signature `features`, and `explain` where there is no `explain_file`.
+    feature_size : length of its feature vector.
+    front_end : what makes its spectrograms.
+    explain_file : the file with the signature `explain` where that is another: the relevance pass stays float where
+        the features are in 8-bit arithmetic.
+    """
 
     name: str
     file: str
     feature_size: int
     front_end: FrontEnd
+    explain_file: str | None = None
+
+    @property
+    def files(self) -> list[str]:
+        """Names of its files."""
+        return [self.file] if self.explain_file is None else [self.file, self.explain_file]
 
 
 @dataclass(frozen=True)
@@ -131,7 +147,11 @@ def _verify_files(folder: Path, manifest: Mapping[str, Any]) -> None:
 def _bundle(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
     backbones = {
         entry["name"]: BackboneFile(
-            entry["name"], entry["file"], int(entry["feature_size"]), front_end_from_dict(entry["front_end"])
+            entry["name"],
+            entry["file"],
+            int(entry["feature_size"]),
+            front_end_from_dict(entry["front_end"]),
+            entry.get("explain_file"),
         )
         for entry in manifest["backbones"]
     }
@@ -164,7 +184,8 @@ def _check(bundle: Bundle) -> None:
             raise BundleError(f"{where}: hop_s must be at most {window_s:g} s (one window), not {bundle.hop_s:g}")
     if not 0 <= bundle.stop_threshold <= bundle.start_threshold <= 1:
         raise BundleError(f"{where}: thresholds must be 0 <= stop <= start <= 1")
-    for name in [entry.file for entry in bundle.backbones.values()] + [bundle.manifest["heads"]["file"]]:
+    used = [name for entry in bundle.backbones.values() for name in entry.files]
+    for name in [*used, bundle.manifest["heads"]["file"]]:
         if name not in bundle.manifest["files"]:
             raise BundleError(f"{where}: {name} is used but its hash is not listed")
 

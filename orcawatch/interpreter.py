@@ -53,7 +53,8 @@ class Model:
 
     Raises
     ------
-    BundleError : the file is no TFLite model, or lacks an asked signature.
+    BundleError : the file is no TFLite model, lacks an asked signature, or holds float16 weights under several
+        signatures where the interpreter is not ai-edge-litert.
     """
 
     def __init__(self, path: Path, threads: int = 1) -> None:
@@ -62,6 +63,7 @@ class Model:
             self._interpreter = runtime().Interpreter(model_path=str(path), num_threads=threads)
         except (ValueError, RuntimeError) as fault:
             raise BundleError(f"{path} is not a TFLite model that this interpreter can read: {fault}") from fault
+        self._refuse_shared_float16()
         # Before any signature runner: without it tflite-runtime does not use its fast kernels.
         self._interpreter.allocate_tensors()
         self._runners: dict[str, Any] = {}
@@ -89,6 +91,16 @@ class Model:
             raise BundleError(
                 f"{self._path} does not fit its manifest: {signature} must take {inputs} and give {outputs}, "
                 f"not {found[0]} and {found[1]}; make the bundle again"
+            )
+
+    def _refuse_shared_float16(self) -> None:
+        """The older interpreters can end the whole process on such a file, so it does not come that far."""
+        if runtime_name() == "ai-edge-litert" or len(self.signatures) < 2:
+            return
+        if any(np.dtype(tensor["dtype"]) == np.float16 for tensor in self._interpreter.get_tensor_details()):
+            raise BundleError(
+                f"{self._path} holds float16 weights under the signatures {sorted(self.signatures)}, which "
+                f"{runtime_name()} cannot run: one signature a file, or ai-edge-litert"
             )
 
     def _runner(self, signature: str) -> Any:
