@@ -123,3 +123,59 @@ def tiny_plugin(plugin_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.syspath_prepend(str(plugin_folder))
     importlib.invalidate_caches()
     return "tiny"
+
+
+def make_inception(size: int = 20) -> Any:
+    """A tiny network with everything that the Inceptions hold, (batch, size, size, 1) -> (batch, 10), as trained.
+
+    Random batch-norm statistics; every convolution before an addition or a ReLU has a batch norm without scale.
+    """
+    from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
+    from tensorflow.keras import Model, layers, utils
+
+    utils.set_random_seed(2)
+
+    def convolution(x: Any, filters: int, kernel: Any = 1, strides: int = 1, padding: str = "same") -> Any:
+        x = layers.Conv2D(filters, kernel, strides=strides, padding=padding, use_bias=False)(x)
+        return layers.Activation("relu")(layers.BatchNormalization(scale=False)(x))
+
+    def residual(x: Any, scale: float) -> Any:
+        branch = layers.Concatenate()([convolution(x, 3), convolution(convolution(x, 3), 4, (1, 3))])
+        return CustomScaleLayer(scale)([x, layers.Conv2D(x.shape[-1], 1)(branch)])
+
+    first = layers.Input((size, size, 1))
+    x = layers.Rescaling(2.0, -0.5)(first)
+    x = convolution(layers.Concatenate()([x, x, x]), 6, 3, 2, "valid")
+    x = layers.MaxPooling2D(3, strides=2)(x)
+    pooled = layers.AveragePooling2D(3, strides=1, padding="same")(x)
+    x = layers.Concatenate()([convolution(x, 4), convolution(convolution(x, 3), 4, 3), convolution(pooled, 4)])
+    x = layers.Activation("relu")(residual(x, 0.2))
+    x = layers.Dropout(0.5)(residual(x, 1.0))
+    model = Model(first, layers.GlobalAveragePooling2D()(convolution(x, 10)), name="inception")
+    return set_statistics(model, 0)
+
+
+def set_statistics(model: Any, seed: int) -> Any:
+    """Random means, variances and offsets of every batch norm, and biases of every convolution that has one."""
+    generator = np.random.default_rng(seed)
+    for layer in model.layers:
+        if type(layer).__name__ == "BatchNormalization":
+            planes = layer.moving_mean.shape[0]
+            layer.moving_mean.assign(generator.normal(0, 0.1, planes))
+            layer.moving_variance.assign(generator.uniform(0.1, 0.5, planes))
+            layer.beta.assign(generator.normal(0.1, 0.1, planes))
+        elif getattr(layer, "use_bias", False):
+            layer.bias.assign(generator.normal(0, 0.1, layer.bias.shape))
+    return model
+
+
+@pytest.fixture()
+def inception() -> Any:
+    """The tiny network of `make_inception`, as trained: neither folded nor frozen."""
+    return make_inception()
+
+
+@pytest.fixture()
+def spread_statistics() -> Any:
+    """The function `set_statistics(model, seed) -> model`."""
+    return set_statistics
