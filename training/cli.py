@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ..errors import OrcawatchError
+from . import distribute
 
 
 @click.group()
@@ -19,7 +20,9 @@ def train() -> None:
 def require_training() -> None:
     """Raise where the packages of the extra `train` are missing, before anything is computed; quieten TensorFlow."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    missing = [name for name in ("tensorflow", "innvestigate", "tqdm") if importlib.util.find_spec(name) is None]
+    missing = [
+        name for name in ("tensorflow", "innvestigate", "tqdm", "jinja2") if importlib.util.find_spec(name) is None
+    ]
     if missing:
         raise OrcawatchError(
             f"training needs {', '.join(missing)}, not installed here: pip install 'orcawatch[train]' "
@@ -31,15 +34,32 @@ def require_training() -> None:
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of the recordings; goes before the recipe's.")
 @click.option("--run", "folder", type=click.Path(path_type=Path), help="Folder of the run; default runs/NAME.")
-def run(recipe: Path, data: Path | None, folder: Path | None) -> None:
-    """Run RECIPE; stages whose settings, inputs and code are unchanged are not run again."""
+@click.option("--weights", multiple=True, metavar="BACKBONE=FILE", help="Weights of a backbone: a file, or a name.")
+@click.option("--from-scratch", multiple=True, metavar="BACKBONE", help="Start a backbone from random weights.")
+def run(
+    recipe: Path, data: Path | None, folder: Path | None, weights: tuple[str, ...], from_scratch: tuple[str, ...]
+) -> None:
+    """Run RECIPE; stages whose settings, inputs and code are unchanged are not run again.
+
+    With TF_CONFIG set, as tf.distribute wants it, this process is one of several workers that share the run's folder:
+    the first does everything, the others fine-tune with it.
+    """
     from . import pipeline, results
 
     require_training()
-    settings, runner = pipeline.prepare(recipe, data, folder)
+    settings, runner = pipeline.prepare(recipe, data, folder, _named(weights), from_scratch)
     ran = pipeline.run(settings, runner)
     click.echo(f"stages run: {', '.join(ran) or 'none, everything is up to date'}", err=True)
-    click.echo(results.summary(runner.folder / pipeline.RESULT))
+    if distribute.is_chief():
+        click.echo(results.summary(runner.folder / pipeline.RESULT))
+        click.echo(f"report: {runner.folder / pipeline.REPORT / 'report.html'}", err=True)
+
+
+def _named(given: tuple[str, ...]) -> dict[str, str]:
+    for text in given:
+        if not all(text.partition("=")):
+            raise click.BadParameter(f"must be BACKBONE=FILE, not {text!r}", param_hint="--weights")
+    return dict(text.split("=", 1) for text in given)
 
 
 @train.command()

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,6 @@ Row = Mapping[str, str]
 
 log = logging.getLogger(__name__)
 
-RATE_HZ = 16000
 LABELS = ("noise", "orca")
 USED = ("train", "devel")
 SPLITS = (*USED, "test")
@@ -38,7 +37,6 @@ NOT_STATED = "not stated"
 COMPARE_FOLDER = "ComParE2019_OrcaActivity"
 COMPARE_LABELS = ("labels.csv", "DeepAL_ComParE.csv")
 COMPARE_FOUR_CHANNEL = "wav_4channel"
-SHORTEST_S = 0.025
 FAULTS_SHOWN = 8
 
 
@@ -51,8 +49,8 @@ class Clip:
     file_name : as the labels name it; channels of one file share it.
     path : where the file is.
     channel : index of the channel taken.
-    label : `orca` or `noise`.
-    split : `train` or `devel`; test files are never looked at.
+    label : `orca` or `noise`; in the test split `?` where it is not known.
+    split : `train`, `devel`, or `test` where that is to be predicted.
     group : the recording; never on two sides of a split.
     kind, source, repository, licence : free text for augmentation and the model card, empty where unknown.
     seconds : length of the file.
@@ -77,7 +75,7 @@ class LoadedClip:
 
     Attributes
     ----------
-    waveform : float32, shape (samples,), at 16 kHz.
+    waveform : float32, shape (samples,), at the rate of the front end that takes it.
     label, group, kind, source : as in `Clip`.
     """
 
@@ -102,7 +100,7 @@ class Dataset:
 
     Attributes
     ----------
-    clips : the usable clips of train and devel, in the order of the labels.
+    clips : the usable clips of train and devel, and of test where asked for, in the order of the labels.
     set_aside : files that cannot be used.
     recordings : `given` where the labels name the recordings, `one per file` where each file counts as one.
     """
@@ -112,17 +110,19 @@ class Dataset:
     recordings: str
 
 
-def read_labels(folder: Path, on_corrupt: str = "refuse") -> Dataset:
+def read_labels(folder: Path, on_corrupt: str = "refuse", with_test: bool = False) -> Dataset:
     """Read `labels.csv` and the files in `wav/`.
 
     Columns file_name, label (`orca` or `noise`), split (`train`, `devel` or `test`) and group (the recording) are
     needed; kind, source, repository and licence are taken where they are. Training files of several channels become
-    one clip per channel; devel files must be mono. Test files are not looked at: only their rows are checked.
+    one clip per channel; devel and test files must be mono. Test files are not looked at unless asked for: only their
+    rows are checked.
 
     Parameters
     ----------
     folder : holds `labels.csv` and `wav/`.
     on_corrupt : `refuse` or `set_aside` files whose header cannot be read.
+    with_test : read the test split too, to predict it.
 
     Raises
     ------
@@ -130,10 +130,15 @@ def read_labels(folder: Path, on_corrupt: str = "refuse") -> Dataset:
         both sides of a split, or (with `refuse`) unreadable files; the text names them.
     """
     rows = _read_csv(folder / "labels.csv", COLUMNS)
-    return _dataset(folder / "labels.csv", rows, lambda row: folder / "wav" / row["file_name"], on_corrupt)
+    paths = partial(_path_of, folder)
+    return _dataset(folder / "labels.csv", rows, paths, on_corrupt, with_test)
 
 
-def read_compare2019(folder: Path, on_corrupt: str = "refuse") -> Dataset:
+def _path_of(folder: Path, row: Row) -> Path:
+    return folder / "wav" / row["file_name"]
+
+
+def read_compare2019(folder: Path, on_corrupt: str = "refuse", with_test: bool = False) -> Dataset:
     """Read the Orca Activity data of ComParE 2019 (paper section 2.5).
 
     Layout, as the challenge and its later public release (DeepAL_ComParE) pack it::
@@ -157,7 +162,8 @@ def read_compare2019(folder: Path, on_corrupt: str = "refuse") -> Dataset:
     root = folder / COMPARE_FOLDER if (folder / COMPARE_FOLDER).is_dir() else folder
     table = _compare_table(root)
     as_read = _read_csv(table, ("file_name", "label"))
-    found = _dataset(table, [_compare_row(row) for row in as_read], partial(_compare_path, root), on_corrupt)
+    rows = [_compare_row(row) for row in as_read]
+    found = _dataset(table, rows, partial(_compare_path, root), on_corrupt, with_test)
     return found if all(row.get("group") for row in as_read) else replace(found, recordings="one per file")
 
 
@@ -193,8 +199,10 @@ def _read_csv(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
         return [{key: value or "" for key, value in row.items() if key} for row in reader]
 
 
-def _dataset(table: Path, rows: Sequence[Row], path_of: Callable[[Row], Path], on_corrupt: str) -> Dataset:
-    used = [row for row in rows if row["split"] != "test"]
+def _dataset(
+    table: Path, rows: Sequence[Row], path_of: Callable[[Row], Path], on_corrupt: str, with_test: bool
+) -> Dataset:
+    used = [row for row in rows if with_test or row["split"] != "test"]
     _raise_if(table, [*_row_faults(rows), *_shared_recordings(rows), *_missing([path_of(row) for row in used])])
     clips, set_aside, faults = [], [], []
     for row in used:
@@ -286,19 +294,20 @@ def _shared_recordings(rows: Iterable[Row]) -> list[str]:
     ]
 
 
-def load_waveform(clip: Clip) -> Array:
-    """Audio of a clip at 16 kHz: float32, shape (samples,), full scale 1.0.
+def load_waveform(clip: Clip, shortest_s: float) -> tuple[Array, int]:
+    """Audio of a clip as recorded: float32, shape (samples,), full scale 1.0; and its rate.
 
     Raises
     ------
-    AudioError : the file cannot be decoded, is cut off, holds values that are not finite, or is shorter than a frame.
+    AudioError : the file cannot be decoded, is cut off, holds values that are not finite, or is shorter than
+        `shortest_s` (a front end's frame).
     """
     samples, rate_hz = _decode(clip)
     if not np.isfinite(samples).all():
         raise AudioError(f"{clip.path} holds samples that are not finite: decode it again or leave it out")
-    if len(samples) < SHORTEST_S * rate_hz:
-        raise AudioError(f"{clip.path} lasts {len(samples) / rate_hz:.3f} s; at least {SHORTEST_S} s are needed")
-    return resample(samples, rate_hz)
+    if len(samples) < shortest_s * rate_hz:
+        raise AudioError(f"{clip.path} lasts {len(samples) / rate_hz:.3f} s; at least {shortest_s:g} s are needed")
+    return samples, rate_hz
 
 
 def _decode(clip: Clip) -> tuple[Array, int]:
@@ -313,42 +322,39 @@ def _decode(clip: Clip) -> tuple[Array, int]:
     return np.ascontiguousarray(samples[:, clip.channel]), int(rate_hz)
 
 
-def resample(samples: Array, rate_hz: int) -> Array:
-    """Samples (samples,) at 16 kHz, by the resampler that the edge streams through."""
-    stream = soxr.ResampleStream(rate_hz, RATE_HZ, 1, dtype="float32")
+def resample(samples: Array, from_hz: int, to_hz: int) -> Array:
+    """Samples (samples,) at another rate, by the resampler that the edge streams through."""
+    stream = soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32")
     resampled: Array = stream.resample_chunk(samples[:, None], last=True)[:, 0]
     return np.ascontiguousarray(resampled)
 
 
-def load_all(clips: Sequence[Clip], on_corrupt: str, progress: Any) -> tuple[list[Clip], list[Array], list[Fault]]:
-    """Waveforms of all clips; what cannot be decoded is refused or set aside.
+def load_each(
+    clips: Sequence[Clip], shortest_s: float, faults: list[Fault], progress: Any
+) -> Iterator[tuple[Clip, Array, int]]:
+    """Yield each clip that can be decoded with its audio and rate, one at a time; the others are added to `faults`.
 
     Parameters
     ----------
     clips : from a reader.
-    on_corrupt : `refuse` or `set_aside`.
+    shortest_s : shorter clips are faults.
     progress : wraps an iterable, as `tqdm.tqdm` does.
-
-    Returns
-    -------
-    The usable clips, their waveforms, and what was set aside.
-
-    Raises
-    ------
-    TrainingError : a clip is corrupt and `on_corrupt` is `refuse`, or what remains cannot be trained on.
     """
-    usable, waveforms, faults = [], [], []
     for clip in progress(clips):
         try:
-            waveforms.append(load_waveform(clip))
-            usable.append(clip)
+            samples, rate_hz = load_waveform(clip, shortest_s)
         except AudioError as fault:
             log.warning("set aside: %s", fault)
             faults.append(Fault(clip.file_name, str(fault)))
+        else:
+            yield clip, samples, rate_hz
+
+
+def check_usable(usable: Sequence[Clip], faults: Sequence[Fault], on_corrupt: str) -> None:
+    """Raise TrainingError where clips are corrupt and are to be refused, or what remains cannot be trained on."""
     if on_corrupt == "refuse":
         _raise_if(Path("the data"), [fault.reason for fault in faults])
     check_classes(usable, Path("what remains of the data"))
-    return usable, waveforms, faults
 
 
 def loaded(clips: Sequence[Clip], waveforms: Sequence[Array]) -> list[LoadedClip]:
@@ -368,19 +374,28 @@ def fingerprint(clips: Sequence[Clip]) -> str:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's content, hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def counts(clips: Sequence[Clip]) -> dict[str, Any]:
     """Clips, seconds and recordings by split and label, and clips by where they come from, for the model card."""
+    classes = [(split, label) for split in USED for label in LABELS]
+    classes += [("test", label) for label in (*LABELS, UNLABELLED) if any(_is(c, "test", label) for c in clips)]
     splits = [
-        {"split": split, "label": label, **_amounts([c for c in clips if (c.split, c.label) == (split, label)])}
-        for split in USED
-        for label in LABELS
+        {"split": split, "label": label, **_amounts([c for c in clips if _is(c, split, label)])}
+        for split, label in classes
     ]
     origins = Counter((c.repository or NOT_STATED, c.licence or NOT_STATED, c.split) for c in clips)
     sources = [dict(zip(("repository", "licence", "split"), key), clips=n) for key, n in sorted(origins.items())]
     return {"splits": splits, "sources": sources}
+
+
+def _is(clip: Clip, split: str, label: str) -> bool:
+    return (clip.split, clip.label) == (split, label)
 
 
 def _amounts(clips: Sequence[Clip]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ Array = NDArray[np.float32]
 Head = Mapping[str, Array]
 
 HIDDEN_UNITS = 256
+BLOCK = 4096  # rows read at a time
 KEYS = ("hidden_kernel", "hidden_bias", "kernel", "bias")
 
 
@@ -154,20 +155,62 @@ def pack(features: Array, bags: NDArray[np.int64]) -> tuple[Array, Array, NDArra
     return packed, present, first
 
 
+class Masked:
+    """Features of one or more backbones side by side, each under its mask: read when rows are asked for.
+
+    Parameters
+    ----------
+    features : of each backbone, not negative, shape (windows, its features); may be memory-mapped.
+    masks : of each backbone: 0 or 1 per feature, shape (its features,) or, by window, as its features; None for none.
+    rows : which windows; all where it is left out.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[Array],
+        masks: Sequence[NDArray[Any] | None],
+        rows: NDArray[np.int64] | None = None,
+    ) -> None:
+        self._features = tuple(features)
+        self._masks = tuple(masks)
+        self._rows = np.arange(len(features[0])) if rows is None else rows
+        self.shape = (len(self._rows), sum(part.shape[1] for part in features))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> Array:
+        """Masked features of some rows (indices of `rows`): float32, shape (rows, features)."""
+        chosen = self._rows[rows]
+        parts = [_masked(one[chosen], mask, chosen) for one, mask in zip(self._features, self._masks)]
+        return np.concatenate(parts, axis=1).astype(np.float32, copy=False)
+
+    def blocks(self) -> Iterator[Array]:
+        """Yield all rows, in blocks of at most BLOCK."""
+        for start in range(0, len(self), BLOCK):
+            yield self[np.arange(start, min(start + BLOCK, len(self)))]
+
+
+def _masked(features: Array, mask: NDArray[Any] | None, rows: NDArray[np.int64]) -> Array:
+    if mask is None:
+        return features
+    return features * (mask if mask.ndim == 1 else mask[rows])
+
+
 @dataclass(frozen=True)
 class Rows:
     """What a head learns from: one row a window.
 
     Attributes
     ----------
-    features : not negative, shape (windows, features).
+    features : of the windows.
     orca : True where the clip is orca, shape (windows,).
     targets : what the confidence shall be, 0 to 1: the label, or mixed with a teacher's answer, shape (windows,).
     groups : the recording, shape (windows,).
     bags : the clip, shape (windows,); matters where windows are pooled.
     """
 
-    features: Array
+    features: Masked
     orca: NDArray[np.bool_]
     targets: Array
     groups: NDArray[np.str_]
@@ -202,14 +245,47 @@ def train_head(
     ------
     TrainingError : one class only, also after the validation recordings are taken out.
     """
-    scale = float(np.sqrt(np.mean(np.square(rows.features, dtype=np.float64)))) or 1.0
-    bags = rows.bags if settings.pooling else np.arange(len(rows.bags))
-    packed, present, first = pack(rows.features / np.float32(scale), bags)
-    orca, held = rows.orca[first], np.zeros(len(first), bool)
+    scale = root_mean_square(rows.features)
+    bags = Bags(rows, settings.pooling > 0, scale)
+    orca, held = rows.orca[bags.first], np.zeros(len(bags.first), bool)
     if settings.validation_share:
-        held = validation_groups(rows.groups[first], orca, settings.validation_share, seed)
-    weights, history = _fit((packed, present), rows.targets[first], orca, held, settings, seed, progress)
+        held = validation_groups(rows.groups[bags.first], orca, settings.validation_share, seed)
+    weights, history = _fit(bags, orca, held, settings, seed, progress)
     return calibrated(_rescaled(weights, scale), settings.slope, settings.shift), history
+
+
+def root_mean_square(features: Masked) -> float:
+    """Root of the mean square of all features; 1 where all are 0."""
+    total = sum(float(np.square(block, dtype=np.float64).sum()) for block in features.blocks())
+    return float(np.sqrt(total / np.prod(features.shape))) or 1.0
+
+
+class Bags:
+    """Windows grouped for the loss: by clip where windows are pooled, else one by one.
+
+    Attributes
+    ----------
+    first : index of each bag's first window.
+    """
+
+    def __init__(self, rows: Rows, pooled: bool, scale: float) -> None:
+        self._rows = rows
+        self._scale = np.float32(scale)
+        names = rows.bags if pooled else np.arange(len(rows.bags))
+        _, self.first, index, sizes = np.unique(names, return_index=True, return_inverse=True, return_counts=True)
+        self._windows = np.split(np.argsort(index, kind="stable"), np.cumsum(sizes)[:-1])
+
+    @property
+    def features(self) -> int:
+        """Number of features of a window."""
+        return self._rows.features.shape[1]
+
+    def batch(self, chosen: NDArray[np.int64]) -> tuple[Array, Array, Array]:
+        """Packed features and presence (see `pack`), and the targets (bags,), of some bags."""
+        windows = [self._windows[bag] for bag in chosen]
+        names = np.repeat(np.arange(len(chosen)), [len(some) for some in windows])
+        packed, present, _ = pack(self._rows.features[np.concatenate(windows)] / self._scale, names)
+        return packed, present, self._rows.targets[self.first[chosen]]
 
 
 def _rescaled(weights: Sequence[Array], scale: float) -> dict[str, Array]:
@@ -237,13 +313,13 @@ def uncalibrated(scores: NDArray[np.floating[Any]], slope: float, shift: float) 
     return np.asarray(1 / (1 + np.exp(-(np.log(p / (1 - p)) + shift) / slope)))
 
 
-def _network(windows: int, features: int, settings: HeadSettings) -> Any:
+def _network(features: int, settings: HeadSettings) -> Any:
     """Packed windows -> orca against noise of the whole bag (a difference of logits); pooled as `HeadSettings` says."""
     import tensorflow as tf
     from tensorflow.keras import Model, layers
 
-    packed = layers.Input((windows, features))
-    present = layers.Input((windows,))
+    packed = layers.Input((None, features))
+    present = layers.Input((None,))
     logits = _logits(packed, settings.dropout, settings.weight_decay)
     difference = logits[..., 1] - logits[..., 0]
     sharpness = settings.pooling or 1.0  # without pooling a bag is one window, and any sharpness gives that window
@@ -254,8 +330,7 @@ def _network(windows: int, features: int, settings: HeadSettings) -> Any:
 
 
 def _fit(
-    inputs: tuple[Array, Array],
-    answers: Array,
+    bags: Bags,
     orca: NDArray[np.bool_],
     held: NDArray[np.bool_],
     settings: HeadSettings,
@@ -267,7 +342,7 @@ def _fit(
     tf.keras.utils.set_random_seed(seed)
     weights = class_weights(orca[~held])
     each = np.where(orca, weights[1], weights[0]).astype(np.float32)
-    model = _network(inputs[0].shape[1], inputs[0].shape[2], settings)
+    model = _network(bags.features, settings)
     model.compile(
         tf.keras.optimizers.Adam(settings.learning_rate), tf.keras.losses.BinaryCrossentropy(from_logits=True)
     )
@@ -275,16 +350,40 @@ def _fit(
     if held.any():
         callbacks.append(tf.keras.callbacks.EarlyStopping(patience=settings.patience, restore_best_weights=True))
     history = model.fit(
-        [array[~held] for array in inputs],
-        answers[~held],
-        sample_weight=each[~held],
-        batch_size=settings.batch_size,
+        _batches(bags, np.flatnonzero(~held), each, settings.batch_size, np.random.default_rng(seed)),
         epochs=settings.epochs,
-        validation_data=([array[held] for array in inputs], answers[held], each[held]) if held.any() else None,
+        validation_data=_batches(bags, np.flatnonzero(held), each, settings.batch_size, None) if held.any() else None,
         callbacks=callbacks,
+        shuffle=False,
         verbose=0,
     ).history
     return model.get_weights(), {name: [float(value) for value in values] for name, values in history.items()}
+
+
+def _batches(
+    bags: Bags, chosen: NDArray[np.int64], each: Array, size: int, generator: np.random.Generator | None
+) -> Any:
+    """Batches of bags as Keras takes them, in a new order every epoch where there is a generator."""
+    import tensorflow as tf
+
+    class Batches(tf.keras.utils.Sequence):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.order = chosen
+            self.on_epoch_end()
+
+        def __len__(self) -> int:
+            return -(-len(chosen) // size)
+
+        def __getitem__(self, number: int) -> Any:
+            some = self.order[number * size : (number + 1) * size]
+            packed, present, targets = bags.batch(some)
+            return (packed, present), targets, each[some]
+
+        def on_epoch_end(self) -> None:
+            if generator is not None:
+                self.order = generator.permutation(chosen)
+
+    return Batches()
 
 
 def save_heads(path: Path, heads: Mapping[str, Head]) -> None:

@@ -1,69 +1,91 @@
 """The pipeline of the paper as stages, and the folder it ends in.
 
-data -> windows (-> teacher) -> backbone -> features -> base -> relevance -> masks -> masked -> scores -> result, the
-middle ones once per backbone (`windows-vggish`, ...). Recordings of the test split are never read.
+data (-> teacher) -> backbone -> features -> base -> relevance -> masks -> masked, once per backbone
+(`features-vggish`, ...); then fusion -> scores -> result, the baselines beside them, and the report. Recordings of the
+test split are read only where the recipe asks for their prediction.
 
 What a run leaves for those who export it: `RUN/result/` (a link to the newest artifact), with
 
-- `selection.json`: `name`, `seed`, `recipe` (as read), `backbones` (list of name, feature_size, front_end, weights
-  file, spectrograms file, history of the fine-tuning), `members` (list of name, backbone, mask: `none` | `minimal` |
-  `negative`, relevance_of: the base-model whose relevance for its own prediction makes the negative mask, or null; in
-  the order of every members' axis below), `dropped` (members left out because they equal another, with the reason),
-  `vote` (names), `hop_s`, `channel_fusion`, `thresholds` (start, stop and what they cost on devel, also by kind of
-  sound: `false_alarms_by_kind`, each [false alarms, noise clips]), `metrics`
-  (`members` by name and `vote`: ROC AUC of devel clips with value, low, high, draws; `nested`: the choice of the vote
-  measured on recordings it was not made on; `teacher`, where there is one: its own confidence, averaged over the
-  backbones' teachers; `uncalibrated_vote`, where slope or shift are set: the vote without them), `all_zero` (by
-  backbone and split: `rows`, windows without relevance `all_zero`, and `orca`, windows explained by the orca neuron;
-  the rest is explained by the noise neuron), `masks` (by backbone: features kept and removed), `data` (fingerprint,
-  splits, sources, recordings, set aside), `costs` (seconds and memory by stage), `versions`.
-- `backbone-NAME.npz`: `weight_000`, `weight_001`, ... in the order of Keras' `get_weights()` of the plugin's
-  `build_keras()`.
+- `selection.json`: `name`, `seed`, `recipe` (as read), `backbones` (list of name, feature_size, front_end, input_shape,
+  weights file, weights_source: where training began, spectrograms file, representative file, history of the
+  fine-tuning), `members` (list of name, backbones, mask: `none` | `minimal` | `negative`, relevance_of: the base-models
+  whose relevance for their own prediction makes the negative masks, or null; in the order of every members' axis
+  below), `dropped` (members left out because they equal another, with the reason), `vote` (names), `hop_s`,
+  `channel_fusion`, `thresholds` (start, stop and what they cost on devel, also by kind of sound:
+  `false_alarms_by_kind`, each [false alarms, noise clips]), `metrics` (`members` by name and `vote`: ROC AUC of devel
+  clips with value, low, high, draws; `nested`: the choice of the vote measured on recordings it was not made on;
+  `teacher`, where there is one: its own confidence, averaged over the backbones' teachers; `uncalibrated_vote`, where
+  slope or shift are set: the vote without them), `all_zero` (by backbone and split: `rows`, windows without relevance
+  `all_zero`, and `orca`, windows explained by the orca neuron; the rest is explained by the noise neuron), `masks` (by
+  backbone: features kept and removed), `data` (fingerprint, layout, splits, sources, recordings, set aside), `costs`
+  (seconds and memory by stage), `versions`.
+- `analysis.json`: what `analysis` makes of the scores (selection, calibration, false alarms).
+- `backbone-NAME.npz`: `weight_000`, `weight_001`, ... in the order of Keras' `get_weights()` of the folded network,
+  `orcawatch.folding.fold` of the plugin's `build_keras()`.
 - `heads.npz`: `MEMBER/hidden_kernel` (features, 256), `MEMBER/hidden_bias`, `MEMBER/kernel` (256, 2), `MEMBER/bias`;
-  logits are [noise, orca]. A masked member takes features times its mask.
+  logits are [noise, orca]. A member takes its backbones' features side by side, each times its mask.
 - `masks.npz`: `NAME/minimal`, 0 or 1 per feature (all 1 where the mask keeps everything).
-- `devel_scores.npz`: `members`, `file_name`, `label`, `group`, `clip_scores` (clips, members), `vote_clip_scores`;
-  per window `window_clip` (index of the clip), `window_start` (first row of the window) and `window_scores`
-  (windows, members).
-- `devel_spectrograms-NAME.npy`: the finished spectrograms of those windows, (windows, frames, bands), so that an
-  exported bundle can be compared window by window.
+- `devel_scores.npz`: `members`; per clip `file_name`, `label`, `group`, `kind`, `seconds`, `clip_scores` (clips,
+  members), `vote_clip_scores`; per window `window_clip` (index of the clip), `window_start` (first row of the window)
+  and `window_scores` (windows, members). `test_scores.npz` likewise, where the test split was predicted.
+- `devel_spectrograms-NAME.npy`: the finished spectrograms of those devel windows, (windows, height, width), so that an
+  exported bundle can be compared window by window; `representative-NAME.npy`: spectrograms of training windows drawn
+  by recording, for quantization.
 - `ranking.csv`, `ranking.md`, `curves.npz` (`MEMBER/recall`, ... and `vote/...`), `recipe.yaml`.
+
+`RUN/report/` is a link to the newest report (`report`): `report.html`, `report.md` and their pictures.
 """
 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 
 from ..backbone import Backbone
 from ..errors import TrainingError
-from . import dataset, results, steps
+from . import backbones, baselines, dataset, distribute, members, preparation, report, results
 from .dataset import Dataset
-from .recipe import BackboneSettings, Recipe, backbone_of, has_teacher, read_recipe, to_dict, with_data
+from .recipe import BackboneSettings, Recipe, backbone_of, has_teacher, read_recipe, to_dict, with_data, with_weights
 from .stages import Runner, Stage
+from .storage import progress
 
 HERE = "orcawatch.training"
-DATA_CODE = (f"{HERE}.dataset",)
-SIMULATED_CODE = (f"{HERE}.simulated", "orcawatch.calls", "orcawatch.noise", "orcawatch.simulate")
-SPECTROGRAM_CODE = (*DATA_CODE, "orcawatch.spectrogram", "orcawatch.windows")
-TEACHER_CODE = (*DATA_CODE, f"{HERE}.teacher")
-AUGMENT_CODE = (*SPECTROGRAM_CODE, f"{HERE}.augment", f"{HERE}.teacher")
-TUNING_CODE = (*AUGMENT_CODE, f"{HERE}.finetune")
-HEAD_CODE = (f"{HERE}.heads",)
-RELEVANCE_CODE = (*HEAD_CODE, f"{HERE}.relevance_stage", f"{HERE}.innvestigate_worker")
-MASK_CODE = ("orcawatch.masking",)
+
+
+def _own(*names: str) -> tuple[str, ...]:
+    return tuple(f"{HERE}.{name}" for name in names)
+
+
+DATA_CODE = _own("dataset")
+SIMULATED_CODE = (*_own("simulated"), "orcawatch.calls", "orcawatch.noise", "orcawatch.simulate")
+SPECTROGRAM_CODE = (*DATA_CODE, *_own("preparation"), "orcawatch.spectrogram", "orcawatch.windows")
+TEACHER_CODE = (*SPECTROGRAM_CODE, *_own("teacher"))
+AUGMENT_CODE = (*TEACHER_CODE, *_own("augment"))
+FOLDING_CODE = ("orcawatch.folding",)
+TUNING_CODE = (*AUGMENT_CODE, *_own("batches", "distribute", "finetune", "graph_front_end"))
+HEAD_CODE = _own("heads", "members")
+RELEVANCE_CODE = (*HEAD_CODE, *_own("relevance_stage", "innvestigate_worker"))
+MASK_CODE = (*_own("members"), "orcawatch.masking")
 RESULT_CODE = (
-    *("orcawatch.metrics", "orcawatch.spectrogram"),
-    *(f"{HERE}.{module}" for module in ("dataset", "heads", "ranking", "recipe", "steps")),
+    *("orcawatch.metrics", "orcawatch.ranking", "orcawatch.spectrogram"),
+    *_own("analysis", "dataset", "heads", "members", "preparation", "recipe", "tables"),
 )
-RESULT = "result"
+REPORT_CODE = (
+    *_own("analysis", "dataset", "document", "examples", "pictures", "predictions", "tables"),
+    *("orcawatch.relevance", "orcawatch.folding", "orcawatch.metrics", "orcawatch.ranking"),
+)
+RESULT, REPORT = "result", "report"
 RECIPE = "recipe.yaml"
 RUNS = Path("runs")
+POLL_S = 1.0
 
 
 def build_runner(recipe: Recipe, run: Path) -> Runner:
@@ -75,45 +97,62 @@ def build_runner(recipe: Recipe, run: Path) -> Runner:
     """
     if recipe.data.folder is None:
         raise TrainingError("the recipe names no data.folder: give one with --data FOLDER")
-    found = dataset.READERS[recipe.data.layout](Path(recipe.data.folder), recipe.data.on_corrupt)
-    stages = [_data_stage(recipe, found)]
+    read = dataset.READERS[recipe.data.layout]
+    found = read(Path(recipe.data.folder), recipe.data.on_corrupt, recipe.data.predict_test)
+    plugins = {name: backbone_of(name, settings) for name, settings in recipe.backbones.items()}
+    stages = [_data_stage(recipe, found, plugins)]
     for name, settings in recipe.backbones.items():
-        stages += _backbone_stages(recipe, name, settings, backbone_of(name, settings))
-    return Runner(run, [*stages, _result_stage(recipe)])
+        stages += _backbone_stages(recipe, name, settings, plugins)
+    stages += _vote_stages(recipe, plugins)
+    compared = _baseline_stages(recipe, plugins)
+    return Runner(run, [*stages, *compared, _report_stage(recipe, plugins, compared)])
 
 
-def _data_stage(recipe: Recipe, found: Dataset) -> Stage:
+def _data_stage(recipe: Recipe, found: Dataset, plugins: Mapping[str, Backbone]) -> Stage:
     free = [[c.file_name, c.channel, c.kind, c.source, c.repository, c.licence] for c in found.clips]
+    ends = [plugin.front_end for plugin in plugins.values()]
     settings = {
         "fingerprint": dataset.fingerprint(found.clips),
         "described": free,
+        "layout": recipe.data.layout,
         "recordings": found.recordings,
         "on_corrupt": recipe.data.on_corrupt,
         "simulated_clips": recipe.data.simulated_clips,
         "seed": recipe.seed,
         "set_aside": [asdict(fault) for fault in found.set_aside],
+        "rates_hz": sorted({end.rate_hz for end in ends}),
+        "shortest_s": max(end.frame_samples / end.rate_hz for end in ends),
     }
-    return Stage("data", partial(steps.load_data, found.clips), settings, modules=(*DATA_CODE, *SIMULATED_CODE))
+    work = partial(preparation.load_data, found.clips)
+    return Stage("data", work, settings, modules=(*DATA_CODE, *SIMULATED_CODE))
 
 
-def _backbone_stages(recipe: Recipe, name: str, settings: BackboneSettings, plugin: Backbone) -> list[Stage]:
+def _backbone_stages(
+    recipe: Recipe, name: str, settings: BackboneSettings, plugins: Mapping[str, Backbone]
+) -> list[Stage]:
     return [
-        _windows_stage(recipe, name, plugin),
-        *([_teacher_stage(recipe, name)] if has_teacher(recipe, name) else []),
-        _backbone_stage(recipe, name, settings, plugin),
-        _features_stage(recipe, name, plugin),
+        *([_teacher_stage(recipe, name, plugins)] if has_teacher(recipe, name) else []),
+        _backbone_stage(recipe, name, settings, plugins[name]),
+        _features_stage(recipe, name, plugins),
         *_head_stages(recipe, name),
     ]
 
 
-def _windows_stage(recipe: Recipe, name: str, plugin: Backbone) -> Stage:
-    work = partial(steps.cut_windows, plugin.front_end)
-    return Stage(f"windows-{name}", work, _cutting(recipe, plugin), ("data",), SPECTROGRAM_CODE)
+def _cutting(recipe: Recipe, name: str, plugins: Mapping[str, Backbone]) -> dict[str, Any]:
+    """What decides a backbone's windows; every front end counts, because windows are those that all have."""
+    front_end = plugins[name].front_end
+    return {
+        "name": name,
+        "front_end": front_end.to_dict(),
+        "hop_frames": preparation.hop_frames(recipe.windows.hop_s, front_end),
+        "grids": [preparation.grid_of(plugin.front_end) for plugin in plugins.values()],
+    }
 
 
-def _cutting(recipe: Recipe, plugin: Backbone) -> dict[str, Any]:
-    front_end = plugin.front_end
-    return {"front_end": front_end.to_dict(), "hop_frames": steps.hop_frames(recipe.windows.hop_s, front_end)}
+def _teacher_stage(recipe: Recipe, name: str, plugins: Mapping[str, Backbone]) -> Stage:
+    cause = {**_cutting(recipe, name, plugins), "strength": recipe.teacher.strength}
+    work = partial(preparation.make_teacher, plugins[name].front_end)
+    return Stage(f"teacher-{name}", work, cause, ("data",), TEACHER_CODE)
 
 
 def _backbone_stage(recipe: Recipe, name: str, settings: BackboneSettings, plugin: Backbone) -> Stage:
@@ -122,63 +161,100 @@ def _backbone_stage(recipe: Recipe, name: str, settings: BackboneSettings, plugi
         **as_read["backbones"][name],
         "name": name,
         "front_end": plugin.front_end.to_dict(),
-        "weights_digest": steps.weights_digest(plugin, settings.weights),
+        "weights": backbones.weights_source(settings),
+        "weights_digest": backbones.weights_digest(plugin, settings.weights),
         "augmentation": as_read["augmentation"] if tuning else None,
         "seed": recipe.seed,
     }
-    code = (type(plugin).__module__, *(TUNING_CODE if tuning else ()))
-    work = partial(steps.make_backbone, plugin, settings, recipe.augmentation)
+    code = (type(plugin).__module__, *FOLDING_CODE, *(TUNING_CODE if tuning else ()))
+    work = partial(backbones.make_backbone, plugin, settings, recipe.augmentation)
     teacher = (f"teacher-{name}",) if tuning and tuning.teacher_weight else ()
     return Stage(f"backbone-{name}", work, cause, ("data", *teacher), code)
 
 
-def _teacher_stage(recipe: Recipe, name: str) -> Stage:
-    cause = {"name": name, "strength": recipe.teacher.strength}
-    return Stage(f"teacher-{name}", steps.make_teacher, cause, ("data", f"windows-{name}"), TEACHER_CODE)
-
-
-def _features_stage(recipe: Recipe, name: str, plugin: Backbone) -> Stage:
+def _features_stage(recipe: Recipe, name: str, plugins: Mapping[str, Backbone]) -> Stage:
     passes = recipe.features.augmented_passes
     cause = {
-        **_cutting(recipe, plugin),
-        "name": name,
+        **_cutting(recipe, name, plugins),
         "passes": passes,
         "augmentation": to_dict(recipe)["augmentation"] if passes else None,
         "seed": recipe.seed,
     }
-    work = partial(steps.compute_features, plugin, recipe.augmentation)
+    work = partial(backbones.compute_features, plugins[name], recipe.augmentation)
     teacher = (f"teacher-{name}",) if has_teacher(recipe, name) else ()
-    inputs = ("data", f"windows-{name}", f"backbone-{name}", *teacher)
-    return Stage(f"features-{name}", work, cause, inputs, (type(plugin).__module__, *AUGMENT_CODE))
+    code = (type(plugins[name]).__module__, *FOLDING_CODE, *AUGMENT_CODE)
+    return Stage(f"features-{name}", work, cause, ("data", f"backbone-{name}", *teacher), code)
 
 
 def _head_stages(recipe: Recipe, name: str) -> list[Stage]:
-    features, base, relevance, masks, masked = (
-        f"{s}-{name}" for s in ("features", "base", "relevance", "masks", "masked")
-    )
+    features, base, relevance, masks = (f"{stage}-{name}" for stage in ("features", "base", "relevance", "masks"))
     cause = {"head": to_dict(recipe)["head"], "seed": recipe.seed, "name": name}
     keep = {"name": name, "minimal_keep": recipe.masks.minimal_keep}
+    masked = partial(members.train_masked, recipe.head)
     return [
-        Stage(base, partial(steps.train_base, recipe.head), cause, (features,), HEAD_CODE),
-        Stage(relevance, steps.explain_base, {"name": name}, (features, base), RELEVANCE_CODE),
-        Stage(masks, steps.make_masks, keep, (features, relevance), MASK_CODE),
-        Stage(masked, partial(steps.train_masked, recipe.head), cause, (features, masks), HEAD_CODE),
-        Stage(f"scores-{name}", steps.score_devel, {"name": name}, (features, masks, base, masked), HEAD_CODE),
+        Stage(base, partial(members.train_base, recipe.head), cause, (features,), HEAD_CODE),
+        Stage(relevance, members.explain_base, {"name": name}, (features, base), RELEVANCE_CODE),
+        Stage(masks, members.make_masks, keep, (features, relevance), MASK_CODE),
+        Stage(f"masked-{name}", masked, cause, (features, masks), HEAD_CODE),
     ]
 
 
-def _result_stage(recipe: Recipe) -> Stage:
-    per_backbone = ("windows", "backbone", "features", "base", "relevance", "masks", "masked", "scores")
-    inputs = ("data", *(f"{stage}-{name}" for name in recipe.backbones for stage in per_backbone))
-    recipe_dict = to_dict(recipe)
-    recipe_dict["data"].pop("folder")
-    return Stage("result", partial(results.make_result, recipe), recipe_dict, inputs, RESULT_CODE)
+def _per_backbone(names: Sequence[str], *stages: str) -> tuple[str, ...]:
+    return tuple(f"{stage}-{name}" for name in names for stage in stages)
+
+
+def _vote_stages(recipe: Recipe, plugins: Mapping[str, Backbone]) -> list[Stage]:
+    names = list(recipe.backbones)
+    inputs = _per_backbone(names, "features", "masks")
+    heads_of = (*_per_backbone(names, "base", "masked"), *([members.FUSION] if len(names) > 1 else []))
+    cause = {"head": to_dict(recipe)["head"], "seed": recipe.seed, "names": names}
+    fusion = Stage(members.FUSION, partial(members.train_fusion, recipe.head), cause, inputs, HEAD_CODE)
+    scores = Stage("scores", members.score_members, {"names": names}, (*inputs, *heads_of), HEAD_CODE)
+    return [*([fusion] if len(names) > 1 else []), scores, _result_stage(recipe, plugins, heads_of)]
+
+
+def _result_stage(recipe: Recipe, plugins: Mapping[str, Backbone], heads_of: Sequence[str]) -> Stage:
+    names = list(recipe.backbones)
+    teachers = [f"teacher-{name}" for name in names if has_teacher(recipe, name)]
+    inputs = (
+        "data",
+        *teachers,
+        *_per_backbone(names, "backbone", "features", "relevance", "masks"),
+        *heads_of,
+        "scores",
+    )
+    as_read = to_dict(recipe)
+    as_read["data"].pop("folder")
+    as_read.pop("baselines")
+    for name, settings in recipe.backbones.items():
+        as_read["backbones"][name]["weights"] = None if settings.from_scratch else backbones.weights_source(settings)
+    cause = {"recipe": as_read, "cutting": {name: _cutting(recipe, name, plugins) for name in names}}
+    return Stage(RESULT, partial(results.make_result, recipe), cause, inputs, RESULT_CODE)
+
+
+def _baseline_stages(recipe: Recipe, plugins: Mapping[str, Backbone]) -> list[Stage]:
+    if recipe.baselines is None:
+        return []
+    rate_hz = max(plugin.front_end.rate_hz for plugin in plugins.values())
+    return baselines.stages(recipe.baselines, rate_hz, recipe.seed)
+
+
+def _report_stage(recipe: Recipe, plugins: Mapping[str, Backbone], compared: Sequence[Stage]) -> Stage:
+    tables = [stage.name for stage in compared if stage.name.startswith("baseline-")]
+    code = (*REPORT_CODE, *(type(plugin).__module__ for plugin in plugins.values()))
+    return Stage(REPORT, report.make_report, {}, ("data", RESULT, *tables), code)
 
 
 # --- running them -----------------------------------------------------------------------------------------------------
 
 
-def prepare(target: Path, data: Path | None = None, folder: Path | None = None) -> tuple[Recipe, Runner]:
+def prepare(
+    target: Path,
+    data: Path | None = None,
+    folder: Path | None = None,
+    weights: Mapping[str, str] | None = None,
+    from_scratch: Sequence[str] = (),
+) -> tuple[Recipe, Runner]:
     """Recipe and stages of a recipe file, or of a run's folder (which keeps its recipe).
 
     Parameters
@@ -186,19 +262,55 @@ def prepare(target: Path, data: Path | None = None, folder: Path | None = None) 
     target : recipe, or folder of a run.
     data : folder of the recordings, before the recipe's; relative ones count from the working folder.
     folder : of the run; `runs/NAME` where none is given and the target is a recipe.
+    weights, from_scratch : see `recipe.with_weights`.
     """
+    distribute.strategy()  # before any other TensorFlow operation
     recipe = read_recipe(target / RECIPE if target.is_dir() else target)
     recipe = with_data(recipe, str(data) if data else recipe.data.folder)
+    recipe = with_weights(recipe, weights or {}, from_scratch)
     return recipe, build_runner(recipe, target if target.is_dir() else folder or RUNS / recipe.name)
 
 
 def run(recipe: Recipe, runner: Runner) -> list[str]:
-    """Run what is missing and point `result` at the newest result; the names of the stages that ran."""
+    """Run what is missing and point `result` and `report` at the newest; the names of the stages that ran.
+
+    In a process that is a worker but not the chief (`distribute`), only fine-tune with the others.
+
+    Raises
+    ------
+    TrainingError : published weights are neither there nor to be had (before anything is computed), or a stage fails.
+    """
+    if not distribute.is_chief():
+        return join(recipe, runner)
+    check_weights(recipe, runner)
     runner.folder.mkdir(parents=True, exist_ok=True)
     (runner.folder / RECIPE).write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False), encoding="utf-8")
     ran = runner.run()
-    _point(runner.folder / RESULT, runner.artifact("result"))
+    for name in (RESULT, REPORT):
+        _point(runner.folder / name, runner.artifact(name))
     return ran
+
+
+def check_weights(recipe: Recipe, runner: Runner) -> None:
+    """Try to load the weights of every backbone that is still to be made, so that none is missing hours later."""
+    for name, settings in progress(recipe.backbones.items(), "weights", "backbone"):
+        if settings.weights is not None and not runner.artifact(f"backbone-{name}").is_dir():
+            plugin = backbone_of(name, settings)
+            plugin.load_weights(plugin.build_keras(), settings.weights)
+
+
+def join(recipe: Recipe, runner: Runner) -> list[str]:
+    """Fine-tune together with the chief: wait for what each backbone needs, then work; nothing is written."""
+    mine = [s for s in runner.stages if s.name in {f"backbone-{name}" for name in recipe.backbones}]
+    missing = [stage for stage in mine if not runner.artifact(stage.name).is_dir()]
+    tuned = [stage for stage in missing if stage.settings["fine_tune"]]
+    for stage in tuned:
+        inputs = {name: runner.artifact(name) for name in stage.inputs}
+        while not all(folder.is_dir() for folder in inputs.values()):
+            time.sleep(POLL_S)
+        with TemporaryDirectory() as folder:
+            stage.work(stage.settings, inputs, Path(folder))
+    return [stage.name for stage in tuned]
 
 
 def _point(link: Path, target: Path) -> None:

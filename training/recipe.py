@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -14,6 +14,7 @@ from ..backbone import Backbone, backbone_names, load_backbone
 from ..errors import OrcawatchError, TrainingError
 from ..spectrogram import front_end_from_dict
 from .augment import Augmentation
+from .baselines import BaselineSettings
 from .finetune import FineTuneSettings
 from .heads import HeadSettings
 from .teacher import TeacherSettings
@@ -46,12 +47,14 @@ class DataSettings:
     folder : the data's folder; `--data` goes before it.
     on_corrupt : `refuse` to train with unreadable files, or `set_aside` and report them.
     simulated_clips : simulated calls added to the training split, and as many clips of simulated sea without calls.
+    predict_test : score the test split too, whose labels may be unknown (`?`); otherwise its files are never read.
     """
 
     layout: str = "labels"
     folder: str | None = None
     on_corrupt: str = "refuse"
     simulated_clips: int = 0
+    predict_test: bool = False
 
     def __post_init__(self) -> None:
         """Refuse unknown choices."""
@@ -63,23 +66,30 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class BackboneSettings:
-    """How one backbone comes to its weights; at least one of `weights` and `fine_tune`.
+    """How one backbone comes to its weights: either loaded, or on purpose from scratch.
 
     Attributes
     ----------
     front_end : front-end constants other than the plugin's own, as a manifest writes them.
     weights : a file or name for the plugin's `load_weights`.
+    from_scratch : start from random weights; the model card says so. Needs `fine_tune`.
     fine_tune : settings of the fine-tuning; none where the weights are used as they are.
     """
 
     front_end: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
+    from_scratch: bool = False
     fine_tune: FineTuneSettings | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a network of random weights."""
-        if self.weights is None and self.fine_tune is None:
-            raise TrainingError("needs weights, or fine_tune, or both: a network of random weights hears nothing")
+        """Refuse weights of unclear origin, and a network of random weights."""
+        if (self.weights is None) != self.from_scratch:
+            raise TrainingError(
+                f"needs either weights (a name such as imagenet, or a file) or from_scratch: true, not weights "
+                f"{self.weights!r} with from_scratch {self.from_scratch}"
+            )
+        if self.from_scratch and self.fine_tune is None:
+            raise TrainingError("from_scratch needs fine_tune: a network of random weights hears nothing")
 
 
 @dataclass(frozen=True)
@@ -167,6 +177,7 @@ class Recipe:
     seed : of every random choice.
     augmentation : of fine-tuning and of the augmented passes.
     data, windows, teacher, features, head, masks, vote : see their classes.
+    baselines : the methods of the paper's Table 3 to compare with; none where it is left out.
     """
 
     name: str
@@ -180,6 +191,7 @@ class Recipe:
     head: HeadSettings = field(default_factory=HeadSettings)
     masks: MaskSettings = field(default_factory=MaskSettings)
     vote: VoteSettings = field(default_factory=VoteSettings)
+    baselines: BaselineSettings | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no run can be made of."""
@@ -219,6 +231,27 @@ def parse_recipe(content: Any, where: str = "the recipe") -> Recipe:
 def with_data(recipe: Recipe, folder: str | None) -> Recipe:
     """The recipe with that data folder, made absolute; unchanged where none is given."""
     return replace(recipe, data=replace(recipe.data, folder=str(Path(folder).resolve()))) if folder else recipe
+
+
+def with_weights(recipe: Recipe, weights: Mapping[str, str], from_scratch: Sequence[str]) -> Recipe:
+    """The recipe with other weights for some backbones, by name, and others from scratch.
+
+    Raises
+    ------
+    TrainingError : a name that is no backbone of the recipe, or one that is to have both.
+    """
+    names = [*weights, *from_scratch]
+    for name in names:
+        if name not in recipe.backbones:
+            raise TrainingError(f"the recipe has the backbones {list(recipe.backbones)}, not {name!r}")
+        if names.count(name) > 1:
+            raise TrainingError(f"{name} can have weights or start from scratch, not both")
+    chosen: dict[str, str | None] = {**weights, **dict.fromkeys(from_scratch)}
+    changed = {
+        name: replace(one, weights=chosen[name], from_scratch=chosen[name] is None) if name in chosen else one
+        for name, one in recipe.backbones.items()
+    }
+    return replace(recipe, backbones=changed)
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The last stage: rank the votes, choose one, set its thresholds, and lay out what is exported."""
+"""Rank the votes, choose one, set its thresholds, and lay out what is exported and reported."""
 
 from __future__ import annotations
 
@@ -16,27 +16,34 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from .. import metrics
+from .. import metrics, ranking
 from ..errors import TrainingError
-from . import heads, ranking, steps
+from . import analysis, heads, members
+from .backbones import weights_source
 from .dataset import NOT_STATED, Clip
 from .heads import HeadSettings
+from .members import Member
+from .preparation import SPLITS, read_clips, windows_of_data
 from .recipe import ANY_MEMBER, Recipe, backbone_of
 from .stages import RECORD, Inputs
+from .storage import ArrayWriter, load_json, load_npz, save_json
 
 Array = NDArray[np.floating[Any]]
+
+REPRESENTATIVE = 256  # training windows for quantization
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Devel:
-    """The members' scores on the devel split.
+class Split:
+    """The members' scores on one split.
 
     Attributes
     ----------
     members : their names.
-    clips : the devel clips.
+    clips : the split's clips.
+    clip_index : index of each among all clips.
     window_clip, window_start : index into `clips` and first row of each window.
     windows : confidences, shape (windows, members).
     means : mean confidences, shape (clips, members).
@@ -46,6 +53,7 @@ class Devel:
 
     members: tuple[str, ...]
     clips: tuple[Clip, ...]
+    clip_index: NDArray[np.int64]
     window_clip: NDArray[np.int64]
     window_start: NDArray[np.int64]
     windows: Array
@@ -66,74 +74,76 @@ class Devel:
 def make_result(recipe: Recipe, settings: Any, inputs: Inputs, folder: Path) -> None:
     """Fill the result folder as `pipeline` describes it."""
     names = tuple(recipe.backbones)
-    devel = collect(inputs, names)
-    described = describe_members(inputs, names)
+    devel = collect(inputs, "devel")
+    described = members.all_members(names, inputs)
     must = required(described, recipe.vote.must_contain)
     rows = ranking.rank(devel.members, devel.means, devel.labels)
     chosen = ranking.select(rows, must)
+    analysed = analysis.analyse(_analysed(devel, described), chosen.members, must, recipe.vote.draws, recipe.seed)
     selection = {
         "name": recipe.name,
         "seed": recipe.seed,
         "backbones": [_backbone(recipe, name, inputs) for name in names],
-        "members": described,
-        "dropped": dropped(inputs, names),
+        "members": [member.to_json() for member in described],
+        "dropped": members.dropped(names, inputs),
         "vote": list(chosen.members),
         "hop_s": recipe.windows.hop_s,
         "channel_fusion": recipe.vote.channel_fusion,
         "thresholds": thresholds(devel, chosen.members),
-        "metrics": measure(devel, chosen.members, must, recipe),
+        "metrics": measure(devel, chosen.members, analysed, recipe),
         **_reports(inputs, names),
-        "data": steps.load_json(inputs["data"] / "clips.json")["data"],
-        "recipe": settings,
+        "data": load_json(inputs["data"] / "clips.json")["data"],
+        "recipe": settings["recipe"],
         "costs": costs(inputs),
         "versions": versions(inputs),
     }
-    steps.save_json(folder / "selection.json", selection)
+    save_json(folder / "selection.json", selection)
+    save_json(folder / "analysis.json", analysed)
     _write_tables(folder, devel, rows, selection)
     _write_arrays(folder, devel, chosen.members, inputs, names)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    for name in names:
+        _write_spectrograms(folder, recipe, name, settings["cutting"][name], devel, inputs)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(settings["recipe"], sort_keys=False), encoding="utf-8")
+    for left in selection["dropped"]:
+        log.info("%s is left out: %s", left["name"], left["reason"])
     log.info("vote %s, AUC %.4f on devel", "+".join(chosen.members), chosen.auc)
 
 
-def collect(inputs: Inputs, names: Sequence[str]) -> Devel:
-    """Scores of every backbone's members side by side.
-
-    Raises
-    ------
-    TrainingError : the backbones' windows are not the same.
-    """
-    clips = steps.read_clips(inputs["data"])
-    devel = [k for k, clip in enumerate(clips) if clip.split == "devel"]
-    stored = [steps.load_npz(inputs[f"scores-{name}"] / "scores.npz") for name in names]
-    check_windows(dict(zip(names, stored)))
-    windows = np.concatenate([one["scores"] for one in stored], axis=1)
-    window_clip = np.searchsorted(devel, stored[0]["clip"])
-    kept = tuple(clips[k] for k in devel)
-    return Devel(
-        members=tuple(str(member) for one in stored for member in one["members"]),
+def collect(inputs: Inputs, split: str) -> Split:
+    """Scores of all members on one split."""
+    clips = read_clips(inputs["data"])
+    stored = load_npz(inputs["scores"] / "scores.npz")
+    index = np.flatnonzero([clip.split == split for clip in clips])
+    chosen = stored["split"] == SPLITS.index(split)
+    windows, window_clip = stored["scores"][chosen], np.searchsorted(index, stored["clip"][chosen])
+    kept = tuple(clips[k] for k in index)
+    return Split(
+        members=tuple(str(member) for member in stored["members"]),
         clips=kept,
+        clip_index=index,
         window_clip=window_clip,
-        window_start=stored[0]["start"],
+        window_start=stored["start"][chosen],
         windows=windows,
         means=metrics.clip_means(windows, window_clip, len(kept)),
-        taught=np.stack([one["taught"] for one in stored], axis=1),
+        taught=stored["taught"][chosen],
         labels=np.array([clip.label == "orca" for clip in kept]),
         groups=tuple(clip.group for clip in kept),
     )
 
 
-def check_windows(stored: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
-    """Raise TrainingError unless all backbones cut the same windows (`clip`, `start`): a vote averages over them."""
-    first = next(iter(stored))
-    for name, one in stored.items():
-        if any(not np.array_equal(one[key], stored[first][key]) for key in ("clip", "start")):
-            raise TrainingError(
-                f"{name} cuts {len(one['clip'])} devel windows and {first} {len(stored[first]['clip'])}, or at other "
-                "rows: a vote needs the same windows; give both front ends the same frames and hop_samples"
-            )
+def _analysed(devel: Split, described: Sequence[Member]) -> analysis.Scores:
+    return analysis.Scores(
+        members=[member.to_json() for member in described],
+        clips=devel.means,
+        windows=devel.windows,
+        window_clip=devel.window_clip,
+        labels=devel.labels,
+        groups=devel.groups,
+        seconds=np.array([clip.seconds for clip in devel.clips]),
+    )
 
 
-def required(described: Sequence[Mapping[str, Any]], must_contain: str) -> list[str] | None:
+def required(described: Sequence[Member], must_contain: str) -> list[str] | None:
     """Names of the members of which the vote must contain one; None where any vote may be chosen.
 
     Raises
@@ -142,9 +152,9 @@ def required(described: Sequence[Mapping[str, Any]], must_contain: str) -> list[
     """
     if must_contain == ANY_MEMBER:
         return None
-    names = [member["name"] for member in described if member["mask"] == must_contain]
+    names = [member.name for member in described if member.mask == must_contain]
     if not names:
-        there = sorted({member["mask"] for member in described})
+        there = sorted({member.mask for member in described})
         raise TrainingError(
             f"vote.must_contain is {must_contain}, but the members' masks are {there}: name one of these or "
             f"{ANY_MEMBER!r}, or keep fewer features (masks.minimal_keep)"
@@ -152,30 +162,7 @@ def required(described: Sequence[Mapping[str, Any]], must_contain: str) -> list[
     return names
 
 
-def describe_members(inputs: Inputs, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Name, backbone, mask and relevance source of each member, in the order of the scores."""
-    found = []
-    for name in names:
-        found.append({"name": name, "backbone": name, "mask": "none", "relevance_of": None})
-        for member, mask, _ in steps.masked_members(name, inputs[f"masks-{name}"]):
-            kind, source = ("minimal", None) if mask.ndim == 1 else ("negative", name)
-            found.append({"name": member, "backbone": name, "mask": kind, "relevance_of": source})
-    return found
-
-
-def dropped(inputs: Inputs, names: Sequence[str]) -> list[dict[str, str]]:
-    """Members left out of the ranking because their minimal mask keeps every feature."""
-    out = []
-    for name in names:
-        report = steps.load_json(inputs[f"masks-{name}"] / "report.json")
-        if report["minimal_is_identity"]:
-            reason = f"the minimal mask keeps all {report['features']} features, so it is {name} itself"
-            log.info("%s_min is left out: %s", name, reason)
-            out.append({"name": f"{name}_min", "reason": reason})
-    return out
-
-
-def thresholds(devel: Devel, vote: Sequence[str]) -> dict[str, Any]:
+def thresholds(devel: Split, vote: Sequence[str]) -> dict[str, Any]:
     """Thresholds of the vote's events (see `metrics.event_thresholds`), with the false alarms by kind of sound."""
     scores, seconds = devel.vote(vote, devel.windows), np.array([clip.seconds for clip in devel.clips])
     found = metrics.event_thresholds(scores, devel.window_clip, devel.labels, seconds)
@@ -190,27 +177,26 @@ def false_alarms_by_kind(clips: Sequence[Clip], called: set[int]) -> dict[str, l
     return {kind: [alarms[kind], number] for kind, number in sorted(Counter(noise.values()).items())}
 
 
-def measure(devel: Devel, vote: Sequence[str], must: Sequence[str] | None, recipe: Recipe) -> dict[str, Any]:
+def measure(devel: Split, vote: Sequence[str], analysed: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
     """ROC AUC of devel clips with intervals: each member, the vote, the choice of the vote, and `_compared`."""
     draws, seed = recipe.vote.draws, recipe.seed
 
     def interval(scores: Array) -> dict[str, Any]:
         return asdict(metrics.auc_interval(scores, devel.labels, devel.groups, draws, seed))
 
-    nested = ranking.nested_selection(devel.members, devel.means, devel.labels, devel.groups, must, draws, seed)
     return {
         "split": "devel",
         "score": "mean orca confidence over a clip's windows",
         "interval": f"percentile bootstrap by recording, 95 %, {draws} draws, seed {seed}",
         "members": {name: interval(devel.means[:, k]) for k, name in enumerate(devel.members)},
         "vote": interval(devel.vote(vote, devel.means)),
-        "nested": asdict(nested),
+        "nested": analysed["nested"]["auc"],
         **{name: interval(scores) for name, scores in _compared(devel, vote, recipe.head).items()},
         "note": ranking.OPTIMISTIC.format(rows=2 ** len(devel.members) - 1),
     }
 
 
-def _compared(devel: Devel, vote: Sequence[str], head: HeadSettings) -> dict[str, Array]:
+def _compared(devel: Split, vote: Sequence[str], head: HeadSettings) -> dict[str, Array]:
     """Clip scores beside which the vote's are to be seen: of the teacher alone, and of the vote without calibration."""
     found = {}
     taught = devel.taught[:, np.isfinite(devel.taught).all(axis=0)]
@@ -224,13 +210,13 @@ def _compared(devel: Devel, vote: Sequence[str], head: HeadSettings) -> dict[str
 
 def costs(inputs: Inputs) -> dict[str, Any]:
     """Wall time and memory of the stages before this one."""
-    records = {name: steps.load_json(folder / RECORD) for name, folder in inputs.items()}
+    records = {name: load_json(folder / RECORD) for name, folder in inputs.items()}
     return {name: {"wall_s": record["wall_s"], "peak_mb": record["peak_mb"]} for name, record in records.items()}
 
 
 def versions(inputs: Inputs) -> dict[str, str]:
     """Versions of what computed the stages, as they recorded them, and of what lays out their result."""
-    recorded = steps.load_json(inputs["data"] / RECORD)["versions"]
+    recorded = load_json(inputs["data"] / RECORD)["versions"]
     return {"python": platform.python_version(), "orcawatch": version("orcawatch"), **recorded}
 
 
@@ -240,19 +226,22 @@ def _backbone(recipe: Recipe, name: str, inputs: Inputs) -> dict[str, Any]:
         "name": name,
         "feature_size": plugin.feature_size,
         "front_end": plugin.front_end.to_dict(),
+        "input_shape": list(plugin.front_end.shape),
         "weights": f"backbone-{name}.npz",
+        "weights_source": weights_source(recipe.backbones[name]),
         "spectrograms": f"devel_spectrograms-{name}.npy",
-        "history": steps.load_json(inputs[f"backbone-{name}"] / "history.json"),
+        "representative": f"representative-{name}.npy",
+        "history": load_json(inputs[f"backbone-{name}"] / "history.json"),
     }
 
 
 def _reports(inputs: Inputs, names: Sequence[str]) -> dict[str, Any]:
-    relevance = {name: steps.load_json(inputs[f"relevance-{name}"] / "report.json") for name in names}
-    masks = {name: steps.load_json(inputs[f"masks-{name}"] / "report.json") for name in names}
+    relevance = {name: load_json(inputs[f"relevance-{name}"] / "report.json") for name in names}
+    masks = {name: members.read_report(inputs, name) for name in names}
     return {"all_zero": {name: report["all_zero"] for name, report in relevance.items()}, "masks": masks}
 
 
-def _write_tables(folder: Path, devel: Devel, rows: Sequence[ranking.Row], selection: Mapping[str, Any]) -> None:
+def _write_tables(folder: Path, devel: Split, rows: Sequence[ranking.Row], selection: Mapping[str, Any]) -> None:
     nested = selection["metrics"]["nested"]
     notes = [
         selection["metrics"]["note"],
@@ -264,42 +253,71 @@ def _write_tables(folder: Path, devel: Devel, rows: Sequence[ranking.Row], selec
     (folder / "ranking.md").write_text(ranking.to_markdown(devel.members, rows, notes), encoding="utf-8")
 
 
-def _write_arrays(folder: Path, devel: Devel, vote: Sequence[str], inputs: Inputs, names: Sequence[str]) -> None:
-    trained, masks = {}, {}
+def _write_arrays(folder: Path, devel: Split, vote: Sequence[str], inputs: Inputs, names: Sequence[str]) -> None:
+    trained = members.read_heads(names, inputs)
+    masks: dict[str, Any] = {f"{name}/minimal": np.load(inputs[f"masks-{name}"] / "minimal.npy") for name in names}
     for name in names:
-        trained.update(heads.load_heads(inputs[f"base-{name}"] / "heads.npz"))
-        trained.update(heads.load_heads(inputs[f"masked-{name}"] / "heads.npz"))
-        masks[f"{name}/minimal"] = np.load(inputs[f"masks-{name}"] / "minimal.npy")
         shutil.copyfile(inputs[f"backbone-{name}"] / "weights.npz", folder / f"backbone-{name}.npz")
-        _write_spectrograms(folder, name, inputs)
     heads.save_heads(folder / "heads.npz", {name: trained[name] for name in devel.members})
     np.savez(folder / "masks.npz", **masks)
     np.savez(folder / "devel_scores.npz", **_score_arrays(devel, vote))
     np.savez(folder / "curves.npz", **_curve_arrays(devel, vote))
+    test = collect(inputs, "test")
+    if test.clips:
+        np.savez(folder / "test_scores.npz", **_score_arrays(test, vote))
 
 
-def _write_spectrograms(folder: Path, name: str, inputs: Inputs) -> None:
-    clip = steps.load_npz(inputs[f"scores-{name}"] / "scores.npz")["clip"]
-    all_windows = steps.load_npz(inputs[f"windows-{name}"] / "windows.npz")["clip"]
-    spectrograms = np.load(inputs[f"windows-{name}"] / "spectrograms.npy", mmap_mode="r")
-    np.save(folder / f"devel_spectrograms-{name}.npy", spectrograms[np.isin(all_windows, clip)])
+def _write_spectrograms(
+    folder: Path, recipe: Recipe, name: str, cutting: Mapping[str, Any], devel: Split, inputs: Inputs
+) -> None:
+    """The devel windows' spectrograms, and the representative training windows'."""
+    front_end = backbone_of(name, recipe.backbones[name]).front_end
+    with ArrayWriter(folder / f"devel_spectrograms-{name}.npy") as file:
+        for some in windows_of_data(front_end, inputs["data"], cutting, devel.clip_index.tolist(), f"devel {name}"):
+            file.append(some.spectrograms)
+    rows = load_npz(inputs[f"features-{name}"] / "rows.npz")
+    drawn = draw_representative(rows, recipe.seed)
+    wanted = {(int(rows["clip"][k]), int(rows["start"][k])) for k in drawn}
+    with ArrayWriter(folder / f"representative-{name}.npy") as file:
+        clips = sorted({clip for clip, _ in wanted})
+        for some in windows_of_data(front_end, inputs["data"], cutting, clips, f"representative {name}"):
+            chosen = [(some.clip, int(start)) in wanted for start in some.starts]
+            file.append(some.spectrograms[chosen])
 
 
-def _score_arrays(devel: Devel, vote: Sequence[str]) -> dict[str, Any]:
+def draw_representative(rows: Mapping[str, NDArray[Any]], seed: int) -> NDArray[np.int64]:
+    """Indices of at most REPRESENTATIVE training windows as they are: recordings take turns, classes alike."""
+    generator = np.random.default_rng(seed)
+    as_they_are = (rows["split"] == members.TRAIN) & (rows["passed"] == 0)
+    order = generator.permutation(np.flatnonzero(as_they_are))
+    turns: Counter[tuple[bool, str]] = Counter()
+    keys = []
+    for k in order:
+        recording = (bool(rows["orca"][k]), str(rows["group"][k]))
+        keys.append((turns[recording], k))
+        turns[recording] += 1
+    orca = [k for _, k in sorted(keys) if rows["orca"][k]][: REPRESENTATIVE // 2]
+    noise = [k for _, k in sorted(keys) if not rows["orca"][k]][: REPRESENTATIVE - len(orca)]
+    return np.sort(np.array([*orca, *noise]))
+
+
+def _score_arrays(split: Split, vote: Sequence[str]) -> dict[str, Any]:
     return {
-        "members": np.array(devel.members),
-        "file_name": np.array([clip.file_name for clip in devel.clips]),
-        "label": np.array([clip.label for clip in devel.clips]),
-        "group": np.array(devel.groups),
-        "clip_scores": devel.means,
-        "vote_clip_scores": devel.vote(vote, devel.means),
-        "window_clip": devel.window_clip,
-        "window_start": devel.window_start,
-        "window_scores": devel.windows,
+        "members": np.array(split.members),
+        "file_name": np.array([clip.file_name for clip in split.clips]),
+        "label": np.array([clip.label for clip in split.clips]),
+        "group": np.array(split.groups),
+        "kind": np.array([clip.kind or NOT_STATED for clip in split.clips]),
+        "seconds": np.array([clip.seconds for clip in split.clips]),
+        "clip_scores": split.means,
+        "vote_clip_scores": split.vote(vote, split.means),
+        "window_clip": split.window_clip,
+        "window_start": split.window_start,
+        "window_scores": split.windows,
     }
 
 
-def _curve_arrays(devel: Devel, vote: Sequence[str]) -> dict[str, Any]:
+def _curve_arrays(devel: Split, vote: Sequence[str]) -> dict[str, Any]:
     columns = {name: devel.means[:, k] for k, name in enumerate(devel.members)}
     columns["vote"] = devel.vote(vote, devel.means)
     return {
@@ -311,7 +329,7 @@ def _curve_arrays(devel: Devel, vote: Sequence[str]) -> dict[str, Any]:
 
 def summary(folder: Path) -> str:
     """A result folder in a few lines of Markdown: members, vote, thresholds."""
-    found = steps.load_json(folder / "selection.json")
+    found = load_json(folder / "selection.json")
     lines = ["| devel ROC AUC | value | 95 % interval by recording |", "|---|---|---|"]
     measured = found["metrics"]
     figures = {**measured["members"], "vote": measured["vote"], "nested choice": measured["nested"]}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..calls import pulsed_call, whistle
 from ..noise import rain_noise, sea_noise, ship_noise
 from ..simulate import band_level_db
-from .dataset import RATE_HZ, Clip
+from .dataset import Clip
 
 Array = NDArray[np.float32]
 
@@ -28,34 +28,34 @@ WHISTLES = 0.2  # share of the calls
 WEATHER = 0.25  # share of the clips with rain, and with a ship
 
 
-def simulated_clips(number: int, seed: int) -> Iterator[tuple[Clip, Array]]:
+def simulated_clips(number: int, seed: int, rate_hz: int) -> Iterator[tuple[Clip, Array]]:
     """Yield `number` clips of calls and as many of sea alone, each a recording of its own, with their waveforms.
 
-    Waveforms are float32, shape (samples,), 16 kHz. Equal seeds give equal clips.
+    Waveforms are float32, shape (samples,), at `rate_hz`. Equal seeds and rates give equal clips.
     """
     for k in range(number):
         for label in ("orca", "noise"):
             rng = np.random.default_rng([seed, k, label == "orca"])
-            waveform = _call_at_sea(rng) if label == "orca" else _sea(rng, round(NOISE_S * RATE_HZ))
-            yield _clip(f"simulated_{label}_{k:04}", label, len(waveform) / RATE_HZ), waveform
+            waveform = _call_at_sea(rng, rate_hz) if label == "orca" else _sea(rng, round(NOISE_S * rate_hz), rate_hz)
+            yield _clip(f"simulated_{label}_{k:04}", label, len(waveform) / rate_hz), waveform
 
 
-def _call_at_sea(rng: np.random.Generator) -> Array:
-    call = (whistle if rng.random() < WHISTLES else pulsed_call)(rng, RATE_HZ)
-    margin = round(MARGIN_S * RATE_HZ)
-    heard = _sea(rng, len(call) + 2 * margin)
+def _call_at_sea(rng: np.random.Generator, rate_hz: int) -> Array:
+    call = (whistle if rng.random() < WHISTLES else pulsed_call)(rng, rate_hz)
+    margin = round(MARGIN_S * rate_hz)
+    heard = _sea(rng, len(call) + 2 * margin, rate_hz)
     under = heard[margin : margin + len(call)]
-    lift_db = band_level_db(under, RATE_HZ) + rng.uniform(*SNR_DB) - band_level_db(call, RATE_HZ)
+    lift_db = band_level_db(under, rate_hz) + rng.uniform(*SNR_DB) - band_level_db(call, rate_hz)
     under += call * np.float32(10 ** (lift_db / 20))
     return heard
 
 
-def _sea(rng: np.random.Generator, samples: int) -> Array:
-    sound = sea_noise(rng, samples, RATE_HZ, rng.uniform(*WIND_M_S))
+def _sea(rng: np.random.Generator, samples: int, rate_hz: int) -> Array:
+    sound = sea_noise(rng, samples, rate_hz, rng.uniform(*WIND_M_S))
     if rng.random() < WEATHER:
-        sound = sound + rain_noise(rng, samples, RATE_HZ, str(rng.choice(["drizzle", "heavy"])))
+        sound = sound + rain_noise(rng, samples, rate_hz, str(rng.choice(["drizzle", "heavy"])))
     if rng.random() < WEATHER:
-        sound = sound + ship_noise(rng, samples, RATE_HZ)
+        sound = sound + ship_noise(rng, samples, rate_hz)
     return np.asarray(sound, np.float32)
 
 

@@ -9,6 +9,7 @@ killed leaves a `.partial` folder, which the next run removes.
 from __future__ import annotations
 
 import ast
+import errno
 import fcntl
 import hashlib
 import importlib.util
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 RECORD = "stage.json"
 PACKAGES = ("tensorflow", "innvestigate", "numpy", "soxr", "soundfile")
 DIGITS = 16
+FULL_MB = 1.0  # free space at which a failure is taken for a full disk
 
 Inputs = Mapping[str, Path]
 Work = Callable[[Any, Inputs, Path], None]
@@ -163,10 +165,14 @@ class Runner:
         unfinished.mkdir(parents=True)
         _reset_peak()
         started = time.monotonic()
-        stage.work(stage.settings, {name: self.artifact(name) for name in stage.inputs}, unfinished)
-        cost = {"wall_s": round(time.monotonic() - started, 3), "peak_mb": round(peak_mb(), 1)}
-        self._record(stage, cost, unfinished)
-        _sync(unfinished)
+        try:
+            stage.work(stage.settings, {name: self.artifact(name) for name in stage.inputs}, unfinished)
+            cost = {"wall_s": round(time.monotonic() - started, 3), "peak_mb": round(peak_mb(), 1)}
+            self._record(stage, cost, unfinished)
+            _sync(unfinished)
+        except Exception as fault:
+            _raise_if_full(stage.name, unfinished, fault)
+            raise
         unfinished.rename(target)
         log.info("stage %s done in %.1f s, %.0f MB", stage.name, cost["wall_s"], cost["peak_mb"])
 
@@ -201,9 +207,23 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def _raise_if_full(name: str, unfinished: Path, fault: Exception) -> None:
+    """Raise TrainingError where a stage failed for want of disk; what it had written is removed.
+
+    Not every library passes the system's error number on, so the free space is looked at too.
+    """
+    free_mb = shutil.disk_usage(unfinished).free / 2**20
+    if getattr(fault, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or free_mb < FULL_MB:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise TrainingError(
+            f"stage {name}: the disk of {unfinished.parent} is full ({free_mb:.1f} MB free): make room and run the "
+            "same command again; the stages before it are kept"
+        ) from fault
+
+
 def _sync(folder: Path) -> None:
     """Bring every file to the disk before the folder gets its final name."""
-    for path in [entry for entry in folder.iterdir() if entry.is_file()]:
+    for path in [entry for entry in folder.rglob("*") if entry.is_file()]:
         with path.open("rb") as file:
             os.fsync(file.fileno())
 

@@ -157,11 +157,17 @@ def fit_logistic(inputs: Array, labels: NDArray[np.bool_], weights: Array, stren
 
 
 def fit_teacher(spectrograms: Array, labels: NDArray[np.bool_], strength: float) -> Teacher:
-    """The teacher of these windows, both classes of equal weight.
+    """The teacher of finished spectrograms, shape (windows, frames, bands); else as `fit_descriptors`."""
+    found = np.concatenate([describe(spectrograms[i : i + 256]) for i in range(0, len(spectrograms), 256)])
+    return fit_descriptors(found, labels, strength)
+
+
+def fit_descriptors(described: Array, labels: NDArray[np.bool_], strength: float) -> Teacher:
+    """The teacher of windows of which `describe` has told, both classes of equal weight.
 
     Parameters
     ----------
-    spectrograms : finished, shape (windows, frames, bands).
+    described : shape (windows, descriptors).
     labels : True where orca, shape (windows,).
     strength : see `fit_logistic`.
 
@@ -172,8 +178,7 @@ def fit_teacher(spectrograms: Array, labels: NDArray[np.bool_], strength: float)
     numbers = np.bincount(labels.astype(int), minlength=2)
     if not numbers.all():
         raise TrainingError(f"a teacher needs orca and noise, but all {len(labels)} windows are of one class")
-    found = np.concatenate([describe(spectrograms[i : i + 256]) for i in range(0, len(spectrograms), 256)])
-    mean, spread = found.mean(axis=0), found.std(axis=0) + np.float32(1e-3)
+    mean, spread = described.mean(axis=0), described.std(axis=0) + np.float32(1e-3)
     weights = (len(labels) / (2 * numbers))[labels.astype(int)]
-    w, bias = fit_logistic((found - mean) / spread, labels, weights, strength)
+    w, bias = fit_logistic((described - mean) / spread, labels, weights, strength)
     return Teacher(mean, spread, w.astype(np.float32), bias)
