@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 from ..errors import WeightsError
 from ..spectrogram import FrontEnd, LogMel
+from . import weights
 
 BLOCKS = ((64, 1), (128, 1), (256, 2), (512, 2))
 CHECKPOINT_URL = "https://storage.googleapis.com/audioset/vggish_model.ckpt"
@@ -47,6 +45,10 @@ class VGGish:
             x = layers.MaxPooling2D()(x)
         return Model(first, layers.GlobalAveragePooling2D(name="features")(x), name=self.name)
 
+    def weights_file(self, source: str) -> Path:
+        """The file that a source of `load_weights` means; it need not exist."""
+        return weights.cached(CHECKPOINT_URL) if source == "audioset" else Path(source)
+
     def load_weights(self, model: Any, source: str) -> None:
         """Set the published AudioSet weights.
 
@@ -60,7 +62,9 @@ class VGGish:
         ------
         WeightsError : the file is missing, cannot be downloaded, or holds other tensors.
         """
-        path = download_checkpoint() if source == "audioset" else Path(source)
+        if source == "audioset":
+            weights.download(CHECKPOINT_URL, "VGGish's AudioSet weights")
+        path = self.weights_file(source)
         for name, tensors in zip(LAYERS, read_checkpoint(path)):
             layer = model.get_layer(name.split("/")[-1])
             expected = [tuple(weight.shape) for weight in layer.weights]
@@ -70,34 +74,15 @@ class VGGish:
             layer.set_weights(tensors)
 
 
-def cache_folder() -> Path:
-    """Folder for downloads: $ORCAWATCH_CACHE, else ~/.cache/orcawatch."""
-    return Path(os.environ.get("ORCAWATCH_CACHE", Path.home() / ".cache" / "orcawatch"))
-
-
-def download_checkpoint() -> Path:
-    """Path of the published checkpoint, downloaded (some 280 MB) where the cache does not hold it."""
-    path = cache_folder() / "vggish_model.ckpt"
-    if path.exists():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    try:
-        urllib.request.urlretrieve(CHECKPOINT_URL, partial)
-    except (urllib.error.URLError, OSError) as fault:
-        raise WeightsError(
-            f"VGGish's AudioSet weights could not be downloaded from {CHECKPOINT_URL}: {fault}. Without a network, "
-            f"bring vggish_model.ckpt by hand to {path}, or give its path; or train from scratch on purpose"
-        ) from fault
-    return partial.rename(path)
-
-
 def read_checkpoint(path: Path) -> list[list[Any]]:
     """Kernel and bias of the six convolutions from the published TensorFlow checkpoint."""
     import tensorflow as tf
 
     if not path.exists() and not Path(f"{path}.index").exists():
-        raise WeightsError(f"no VGGish checkpoint at {path}: expected is vggish_model.ckpt as published with AudioSet")
+        raise WeightsError(
+            f"no VGGish checkpoint at {path}: expected is audioset, or the path of vggish_model.ckpt as published with "
+            "AudioSet; or train from scratch on purpose (--from-scratch)"
+        )
     try:
         reader = tf.train.load_checkpoint(str(path))
         return [[reader.get_tensor(f"vggish/{name}/{part}") for part in ("weights", "biases")] for name in LAYERS]

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from orcawatch.backbone import backbone_names, load_backbone
 from orcawatch.errors import InputError, WeightsError
-from orcawatch.plugins import vggish
+from orcawatch.plugins import vggish, weights
 from orcawatch.spectrogram import LogMel
 from orcawatch.testing import ConformanceError, check_backbone
 
@@ -77,7 +77,7 @@ def test_offline_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Mo
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setenv("ORCAWATCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(vggish.urllib.request, "urlretrieve", refuse)
+    monkeypatch.setattr(weights.urllib.request, "urlretrieve", refuse)
     backbone = vggish.VGGish()
     with pytest.raises(WeightsError, match=r"no route to host.*bring vggish_model.ckpt by hand to .*cache"):
         backbone.load_weights(backbone.build_keras(), "audioset")
@@ -85,8 +85,12 @@ def test_offline_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_cached_download_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORCAWATCH_CACHE", str(tmp_path))
-    write_checkpoint(tmp_path / "vggish_model.ckpt")
-    assert vggish.download_checkpoint() == tmp_path / "vggish_model.ckpt"
+    tensors = write_checkpoint(tmp_path / "vggish_model.ckpt")
+    backbone = vggish.VGGish()
+    assert backbone.weights_file("audioset") == tmp_path / "vggish_model.ckpt"
+    model = backbone.build_keras()
+    backbone.load_weights(model, "audioset")
+    np.testing.assert_array_equal(model.get_layer("conv1").get_weights()[0], tensors["vggish/conv1/weights"])
 
 
 def test_front_end_is_the_published_one() -> None:
