@@ -1,33 +1,42 @@
 """Fine-tuning of a backbone to orca against noise, or its training from scratch on small data.
 
-The backbone gets a temporary head, orca against noise, learned from the labels and from the confidence of a teacher
-(`teacher`). The head is thrown away afterwards.
+The backbone gets a temporary head, orca against noise, learned from the labels and, where a teacher is given, from its
+confidence (`teacher`). In the first phase the head alone learns, on the backbone as it came; in the second both do. The
+head is thrown away afterwards.
+
+Training runs under any `tf.distribute` strategy (`distribute`): each replica takes its share of every batch
+(`batches`), the losses are divided by the whole batch, gradients are added up before they are clipped, and what is
+dropped depends on the seed, the step and the window's place in the whole batch. So the weights are those of one worker
+but for rounding.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import difflib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import TrainingError
 from ..spectrogram import FrontEnd
-from .augment import NONE, Augmentation, mask, training_batch
+from . import distribute, graph_front_end
+from .augment import NONE, Augmentation
+from .batches import AHEAD, BatchMaker, Clips, dataset, drawing_chances
 from .teacher import Teacher
 
-if TYPE_CHECKING:
-    from .dataset import LoadedClip
-
-Array = NDArray[np.float32]
-Clips = Sequence["LoadedClip"]
-
 POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
+BATCH_NORMS = ("frozen", "trained")
+PLACES = ("cpu", "device")
 LOSSES = ("loss", "label_loss", "teacher_loss")
+HEAD, NETWORK = "head", "network"
 LARGEST_GRADIENT = 5.0
+WITHOUT_DECAY = ["bias", "beta", "gamma"]
+LOGGED_EVERY = 20  # steps
+SHOWN = 4  # spectrograms in the log
 
 
 @dataclass(frozen=True)
@@ -36,10 +45,13 @@ class FineTuneSettings:
 
     Attributes
     ----------
-    steps, batch_size : number of batches, and windows of each.
-    learning_rate : highest, of AdamW (Loshchilov and Hutter 2019): rises linearly over `warm_up_share` of the steps,
-        then falls to 0 as a cosine.
-    weight_decay : of the kernels; biases have none.
+    head_steps, head_learning_rate : of the first phase, which trains the temporary head on the frozen backbone; 0 steps
+        leave it out, as for training from scratch.
+    steps, learning_rate : of the second phase, which trains the network. The rate is the highest, of AdamW (Loshchilov
+        and Hutter 2019): in each phase it rises linearly over `warm_up_share` of the steps, then falls to 0 as a
+        cosine.
+    batch_size : windows of a batch, over all replicas.
+    weight_decay : of the kernels; biases and batch norm's parameters have none.
     average_decay : the weights that are kept are an exponential moving average with this decay; 0 keeps the last.
     dropout : share of the pooled features left out before orca against noise.
     orca_share : share of orca in a batch; the loss is weighted so that both classes count the same.
@@ -47,8 +59,18 @@ class FineTuneSettings:
         sound with its source, equally often; between them, the counts to that power.
     label_weight, teacher_weight : what the cross-entropy to the labels and that to the teacher's confidence count in
         the loss; 0 switches one off.
-    evaluations : how often the history gets a line.
+    evaluations : how often the history gets a line, in each phase.
     precision : Keras' policy while training: `float32`, `mixed_bfloat16` or `mixed_float16`. The weights are float32.
+    batch_norm : `frozen` runs batch norm with the statistics that the network came with, and leaves its parameters as
+        they are: for pretrained networks, and for small batches. `trained` normalises by the batch, over all replicas,
+        and trains the parameters: for training from scratch. The statistics that are kept are then those of the kept
+        weights, see `statistics_batches`.
+    statistics_batches : batches from which they are computed at the end (Wu and Johnson 2021, "precise" batch norm); a
+        moving average of the training steps would belong to other weights, and forget its start too late in short runs.
+    trainable_from : the layer from which on the second phase trains; those before it, in the order of `model.layers`,
+        stay as they came. None trains all.
+    spectrograms : where they are computed: `cpu`, by NumPy, ahead of the training; or `device`, inside the training
+        step, for GPUs that are faster than NumPy. A teacher needs `cpu`.
     """
 
     steps: int = 800
@@ -65,100 +87,79 @@ class FineTuneSettings:
     teacher_weight: float = 1.0
     evaluations: int = 8
     precision: str = "float32"
+    head_steps: int = 0
+    head_learning_rate: float = 1e-3
+    batch_norm: str = "frozen"
+    statistics_batches: int = 20
+    trainable_from: str | None = None
+    spectrograms: str = "cpu"
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot train."""
-        for name in ("steps", "batch_size", "evaluations"):
+        for name in ("steps", "batch_size", "evaluations", "statistics_batches"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} must be 1 or more, not {getattr(self, name)}")
-        if self.learning_rate <= 0:
-            raise TrainingError(f"learning_rate must be above 0, not {self.learning_rate}")
+        for name in ("learning_rate", "head_learning_rate"):
+            if getattr(self, name) <= 0:
+                raise TrainingError(f"{name} must be above 0, not {getattr(self, name)}")
         for name in ("warm_up_share", "average_decay", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise TrainingError(f"{name} must be 0 to below 1, not {getattr(self, name)}")
         if not 0 < self.orca_share < 1:
             raise TrainingError(f"orca_share must be between 0 and 1, not {self.orca_share}")
-        if self.precision not in POLICIES:
-            raise TrainingError(f"precision must be one of {list(POLICIES)}, not {self.precision!r}")
+        self._check_choices()
         self._check_weights()
+
+    def _check_choices(self) -> None:
+        for name, allowed in (("precision", POLICIES), ("batch_norm", BATCH_NORMS), ("spectrograms", PLACES)):
+            if getattr(self, name) not in allowed:
+                raise TrainingError(f"{name} must be one of {list(allowed)}, not {getattr(self, name)!r}")
+        if self.spectrograms == "device" and self.teacher_weight:
+            raise TrainingError(
+                "spectrograms: device needs teacher_weight 0, as the teacher hears spectrograms on the CPU; choose cpu"
+            )
 
     def _check_weights(self) -> None:
         names = ("label_weight", "teacher_weight")
-        for name in (*names, "weight_decay", "group_balance", "source_balance"):
+        for name in (*names, "weight_decay", "group_balance", "source_balance", "head_steps"):
             if getattr(self, name) < 0:
                 raise TrainingError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if self.label_weight == self.teacher_weight == 0:
             raise TrainingError("label_weight or teacher_weight must be above 0, or there is nothing to learn")
 
 
-def is_orca(clips: Clips) -> NDArray[np.bool_]:
-    """True where a clip is labelled orca, shape (clips,)."""
-    return np.array([clip.label == "orca" for clip in clips], bool)
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a training.
 
-
-def drawing_chances(clips: Clips, settings: FineTuneSettings) -> NDArray[np.float64]:
-    """Chance of each clip to be drawn for a batch, shape (clips,), sum 1: see `FineTuneSettings`.
-
-    Raises
-    ------
-    TrainingError : one class only.
+    Attributes
+    ----------
+    name : `head` or `network`.
+    first : number of steps before it.
+    steps, learning_rate : see `FineTuneSettings`.
     """
-    orca = is_orca(clips)
-    if orca.all() or not orca.any():
-        raise TrainingError(f"training needs orca and noise, but all {len(clips)} clips are of one class")
-    groups = Counter((clip.label, clip.group) for clip in clips)
-    sources = Counter((clip.kind, clip.source) for clip in clips)
-    chances = np.array(
-        [
-            groups[clip.label, clip.group] ** -settings.group_balance
-            * sources[clip.kind, clip.source] ** -settings.source_balance
-            for clip in clips
-        ],
-        np.float64,
-    )
-    for chosen, share in ((orca, settings.orca_share), (~orca, 1 - settings.orca_share)):
-        chances[chosen] *= share / chances[chosen].sum()
-    return np.asarray(chances / chances.sum())
+
+    name: str
+    first: int
+    steps: int
+    learning_rate: float
 
 
-def class_weights(orca: NDArray[np.bool_], orca_share: float) -> Array:
-    """Weight of each window in the loss, inverse to its class's share, so that both classes count one half."""
-    return np.where(orca, 0.5 / orca_share, 0.5 / (1 - orca_share)).astype(np.float32)
+def phases(settings: FineTuneSettings) -> list[Phase]:
+    """The phases that have steps."""
+    both = [
+        Phase(HEAD, 0, settings.head_steps, settings.head_learning_rate),
+        Phase(NETWORK, settings.head_steps, settings.steps, settings.learning_rate),
+    ]
+    return [phase for phase in both if phase.steps]
 
 
-def batches(
-    clips: Clips,
-    teacher: Teacher | None,
-    settings: FineTuneSettings,
-    augmentation: Augmentation,
-    front_end: FrontEnd,
-    seed: int,
-) -> Iterator[tuple[Array, ...]]:
-    """Endless training batches, the same for the same seed.
-
-    Yields
-    ------
-    spectrograms (batch, *front_end.shape) with masks; weights and labels 0 or 1, both (batch,); and, where there is a
-    teacher, its confidence in the spectrograms without masks, (batch,).
-    """
-    generator = np.random.default_rng(seed)
-    chances, orca = drawing_chances(clips, settings), is_orca(clips)
-    noise = [clip for clip in clips if clip.label != "orca"]
-    while True:
-        drawn = generator.choice(len(clips), settings.batch_size, p=chances)
-        whole = training_batch([clips[k] for k in drawn], noise, augmentation, front_end, generator)
-        seen = mask(whole, augmentation, generator).reshape(-1, *front_end.shape)
-        labels = orca[drawn]
-        taught = [teacher.confidence(whole)] if teacher else []
-        yield (seen, class_weights(labels, settings.orca_share), labels.astype(np.float32), *taught)
-
-
-def learning_rate_at(step: int, settings: FineTuneSettings) -> float:
-    """Learning rate of a step, 0 to steps - 1."""
-    warm = settings.warm_up_share * settings.steps
+def learning_rate_at(step: int, phase: Phase, warm_up_share: float) -> float:
+    """Learning rate of a phase's step, 0 to steps - 1."""
+    warm = warm_up_share * phase.steps
     if step < warm:
-        return float(settings.learning_rate * (step + 1) / (warm + 1))
-    return float(settings.learning_rate * (1 + np.cos(np.pi * (step - warm) / (settings.steps - warm))) / 2)
+        return float(phase.learning_rate * (step + 1) / (warm + 1))
+    return float(phase.learning_rate * (1 + np.cos(np.pi * (step - warm) / (phase.steps - warm))) / 2)
 
 
 def average_decay_at(step: int, settings: FineTuneSettings) -> float:
@@ -166,75 +167,355 @@ def average_decay_at(step: int, settings: FineTuneSettings) -> float:
     return min(settings.average_decay, (step + 1) / (step + 10))
 
 
-def with_precision(model: Any, precision: str) -> Any:
-    """A copy of a Keras model, weights included, that computes by that policy."""
-    from tensorflow.keras import models
+# --- the network ------------------------------------------------------------------------------------------------------
+
+
+def with_precision(model: Any, precision: str, synchronised: bool = False) -> Any:
+    """A copy of a functional Keras model, weights included, that computes by that policy.
+
+    Its variables are float32, and so is a first rescaling of the input. With `synchronised`, batch norm takes its
+    statistics over all replicas.
+    """
+    from tensorflow.keras import layers, models
 
     def copied(layer: Any) -> Any:
-        return type(layer).from_config({**layer.get_config(), "dtype": precision})
+        if isinstance(layer, models.Model):
+            return with_precision(layer, precision, synchronised)
+        policy = "float32" if isinstance(layer, layers.Rescaling) else precision
+        config = {**layer.get_config(), "dtype": policy}
+        if synchronised and isinstance(layer, layers.BatchNormalization):
+            config["synchronized"] = True
+        return type(layer).from_config(config)
 
     copy = models.clone_model(model, clone_function=copied)
     copy.set_weights(model.get_weights())
     return copy
 
 
-def with_head(model: Any, dropout: float) -> Any:
-    """Spectrogram -> logit of orca, float32, through the backbone's pooled features."""
-    from tensorflow.keras import Model, layers
+def flat_layers(model: Any) -> list[Any]:
+    """The layers of a Keras model in their order, those of models inside it in their place."""
+    from tensorflow.keras import models
 
-    features = layers.Activation("linear", dtype="float32")(model.output)
-    hidden = layers.Dropout(dropout, dtype="float32")(features)
-    return Model(model.input, layers.Dense(1, dtype="float32", name="orca")(hidden))
+    nested = [flat_layers(layer) if isinstance(layer, models.Model) else [layer] for layer in model.layers]
+    return [layer for part in nested for layer in part]
 
 
-def losses(outputs: Any, batch: Any, settings: FineTuneSettings) -> Any:
-    """The loss and its parts, weighted by class, in the order of `LOSSES`; outputs (batch, 1) are logits.
+def choose_trained(model: Any, settings: FineTuneSettings) -> None:
+    """Switch off the training of layers, as `trainable_from` and `batch_norm` say.
 
-    The part of the teacher is there where the batch (see `batches`) holds its confidence.
+    A batch norm that is not trained runs with its stored statistics.
+
+    Raises
+    ------
+    TrainingError : the model has no layer of that name.
+    """
+    from tensorflow.keras import layers
+
+    found = flat_layers(model)
+    for layer in found[: first_trained(found, settings.trainable_from)]:
+        layer.trainable = False
+    for layer in found:
+        if settings.batch_norm == "frozen" and isinstance(layer, layers.BatchNormalization):
+            layer.trainable = False
+
+
+def first_trained(layers: Sequence[Any], name: str | None) -> int:
+    """Place of the layer of that name; 0 for None."""
+    if name is None:
+        return 0
+    names = [layer.name for layer in layers]
+    if name not in names:
+        near = difflib.get_close_matches(name, names) or [layer.name for layer in layers if layer.weights]
+        raise TrainingError(f"trainable_from must name a layer of the backbone, not {name!r}: such as {near[:8]}")
+    return names.index(name)
+
+
+def trained_batch_norms(model: Any) -> list[Any]:
+    """The batch norms that normalise by the batch while training."""
+    from tensorflow.keras import layers
+
+    return [one for one in flat_layers(model) if isinstance(one, layers.BatchNormalization) and one.trainable]
+
+
+def make_head() -> Any:
+    """Pooled features -> logit of orca, float32."""
+    from tensorflow.keras import layers
+
+    return layers.Dense(1, dtype="float32", name="orca")
+
+
+def dropped(features: Any, position: Any, key: Any, settings: FineTuneSettings) -> Any:
+    """Pooled features (windows, n) with a share of them set to 0, the rest scaled up.
+
+    Which, depends on the key (two integers) and on each window's place in the whole batch alone, so that it does not
+    depend on the number of replicas.
     """
     import tensorflow as tf
 
-    logits, (_, weights, *targets) = outputs[:, 0], batch
-    parts = [tf.reduce_mean(weights * tf.nn.sigmoid_cross_entropy_with_logits(one, logits)) for one in targets]
+    if not settings.dropout:
+        return features
+    chance = tf.random.stateless_uniform((settings.batch_size, features.shape[1]), key)
+    kept = tf.gather(chance, position) >= settings.dropout
+    return tf.where(kept, features / (1 - settings.dropout), 0)
+
+
+# --- the loss and the steps -------------------------------------------------------------------------------------------
+
+
+def losses(logits: Any, batch: Any, settings: FineTuneSettings) -> Any:
+    """The loss and its parts, weighted by class, in the order of `LOSSES`.
+
+    Of a share of a batch: sums over its windows, divided by the windows of the whole batch. The part of the teacher is
+    there where the batch (see `batches`) holds its confidence.
+
+    Parameters
+    ----------
+    logits : of orca, shape (windows,).
+    batch : `weights`, `labels` and `taught`, shape (windows,).
+    """
+    import tensorflow as tf
+
+    targets = [batch[name] for name in ("labels", "taught") if name in batch]
+    costs = [tf.nn.sigmoid_cross_entropy_with_logits(target, logits) for target in targets]
+    parts = [tf.reduce_sum(batch["weights"] * cost) / settings.batch_size for cost in costs]
     shares = (settings.label_weight, settings.teacher_weight)
     return sum(share * part for share, part in zip(shares, parts)), *parts
 
 
 def make_optimizer(settings: FineTuneSettings) -> Any:
-    """AdamW whose weight decay leaves the biases out."""
-    from tensorflow.keras import optimizers
+    """AdamW whose weight decay leaves out biases and batch norm; with a scaled loss for float16."""
+    from tensorflow.keras import mixed_precision, optimizers
 
-    optimizer = optimizers.AdamW(
-        settings.learning_rate, weight_decay=settings.weight_decay, global_clipnorm=LARGEST_GRADIENT
-    )
-    optimizer.exclude_from_weight_decay(var_names=["bias"])
-    if settings.precision == "mixed_float16":
-        from tensorflow.keras import mixed_precision
-
-        return mixed_precision.LossScaleOptimizer(optimizer)
-    return optimizer
+    optimizer = optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer.exclude_from_weight_decay(var_names=WITHOUT_DECAY)
+    scaled = settings.precision == "mixed_float16"
+    return mixed_precision.LossScaleOptimizer(optimizer) if scaled else optimizer
 
 
-def make_step(network: Any, optimizer: Any, averaged: Sequence[Any], settings: FineTuneSettings) -> Any:
-    """One training step as a TensorFlow function: (batch, moving-average decay) -> the losses."""
+@dataclass(frozen=True)
+class Network:
+    """The copy of the backbone that is trained, its head, and how they are trained.
+
+    Attributes
+    ----------
+    backbone, head : Keras, made in the strategy's scope.
+    settings, front_end, seed : as in `fine_tune`.
+    strategy : `tf.distribute.Strategy`.
+    """
+
+    backbone: Any
+    head: Any
+    settings: FineTuneSettings
+    front_end: FrontEnd
+    seed: int
+    strategy: Any
+
+    def logits(self, batch: Any, number: Any, training: bool) -> Any:
+        """Logits of orca (windows,) in step `number`; the backbone trains or answers as it is."""
+        import tensorflow as tf
+
+        seen = graph_front_end.network_input(batch, self.front_end)
+        features = tf.cast(self.backbone(seen, training=training), tf.float32)
+        key = tf.stack([tf.constant(self.seed, tf.int64), number])
+        return self.head(dropped(features, batch["position"], key, self.settings))[:, 0]
+
+    def variables(self, phase: Phase) -> list[Any]:
+        """What a phase trains."""
+        backbone = self.backbone.trainable_variables if phase.name == NETWORK else []
+        return [*backbone, *self.head.trainable_variables]
+
+
+def make_replica_step(network: Network, phase: Phase, optimizer: Any) -> Any:
+    """What a replica does with its share of a batch: (share, step number) -> its part of the losses, gradient norm.
+
+    Gradients are added up over the replicas, then clipped, then applied.
+    """
     import tensorflow as tf
 
-    scaled = settings.precision == "mixed_float16"
+    scaled = network.settings.precision == "mixed_float16"
+    variables = network.variables(phase)
 
-    @tf.function  # type: ignore[untyped-decorator]
-    def step(batch: Any, decay: Any) -> Any:
+    def replica_step(batch: Any, number: Any) -> Any:
         with tf.GradientTape() as tape:
-            parts = losses(network(batch[0], training=True), batch, settings)
+            parts = losses(network.logits(batch, number, phase.name == NETWORK), batch, network.settings)
             loss = optimizer.get_scaled_loss(parts[0]) if scaled else parts[0]
-        gradients = tape.gradient(loss, network.trainable_variables)
+        gradients = tape.gradient(loss, variables)
         if scaled:
             gradients = optimizer.get_unscaled_gradients(gradients)
-        optimizer.apply_gradients(zip(gradients, network.trainable_variables))
-        for kept, variable in zip(averaged, network.weights):
-            kept.assign(decay * kept + (1 - decay) * tf.cast(variable, kept.dtype))
-        return tf.stack(parts)
+        summed = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        clipped, norm = tf.clip_by_global_norm(summed, LARGEST_GRADIENT)
+        optimizer.apply_gradients(zip(clipped, variables), skip_gradients_aggregation=True)
+        return tf.stack(parts), norm
 
-    return step
+    return replica_step
+
+
+def make_step(network: Network, phase: Phase, averaged: Sequence[Any]) -> Any:
+    """One step as a TensorFlow function: (batch, number, learning rate, moving-average decay) -> losses, norm."""
+    import tensorflow as tf
+
+    strategy, sums = network.strategy, tf.distribute.ReduceOp.SUM
+    with strategy.scope():
+        optimizer = make_optimizer(network.settings)
+        variables = network.variables(phase)
+        optimizer.build(variables)
+    replica_step = make_replica_step(network, phase, optimizer)
+
+    def follow(kept: Any, variable: Any, decay: Any) -> None:
+        kept.assign(decay * kept + (1 - decay) * variable)
+
+    @tf.function  # type: ignore[untyped-decorator]
+    def step(batch: Any, number: Any, decay: Any) -> Any:
+        parts, norm = strategy.run(replica_step, (batch, number))
+        for kept, variable in zip(averaged, variables):
+            strategy.extended.update(kept, follow, (variable, decay))
+        mean_norm = strategy.reduce(tf.distribute.ReduceOp.MEAN, norm, axis=None)
+        return tf.concat([strategy.reduce(sums, parts, axis=None), [mean_norm]], 0)
+
+    def at_rate(batch: Any, number: int, rate: float, decay: float) -> Any:
+        optimizer.learning_rate = rate
+        return step(batch, tf.constant(number, tf.int64), tf.constant(decay))
+
+    return at_rate
+
+
+# --- statistics of batch norm -----------------------------------------------------------------------------------------
+
+
+def estimate_statistics(network: Network, source: Any) -> None:
+    """Set the statistics of the trained batch norms to those of `statistics_batches` further batches.
+
+    Each batch is normalised by itself, as in training, by the weights that are kept. The mean is that of the batches'
+    means; the variance is that of all their values: the mean of the variances plus the variance of the means.
+    """
+    norms = trained_batch_norms(network.backbone)
+    if not norms:
+        return
+    collected: list[list[tuple[Any, Any]]] = [[] for _ in norms]
+    for layer in norms:
+        layer.momentum = 0.0  # so that the moving statistics are the last batch's
+    look = _make_look(network)
+    for _ in range(network.settings.statistics_batches):
+        look(next(source))
+        for found, layer in zip(collected, norms):
+            found.append((layer.moving_mean.numpy(), layer.moving_variance.numpy() * _biased(layer, network)))
+    for found, layer in zip(collected, norms):
+        means, variances = (np.stack(values) for values in zip(*found))
+        layer.moving_mean.assign(means.mean(axis=0))
+        layer.moving_variance.assign(variances.mean(axis=0) + means.var(axis=0))
+
+
+def _make_look(network: Network) -> Any:
+    import tensorflow as tf
+
+    def replica_look(batch: Any) -> None:
+        network.backbone(graph_front_end.network_input(batch, network.front_end), training=True)
+
+    @tf.function  # type: ignore[untyped-decorator]
+    def look(batch: Any) -> None:
+        network.strategy.run(replica_look, (batch,))
+
+    return look
+
+
+def _biased(layer: Any, network: Network) -> float:
+    """Factor from a batch norm's moving variance to its batch's: the fused kernel stores n / (n - 1) times that."""
+    if not layer.fused:
+        return 1.0
+    places = int(np.prod(layer.output_shape[1:-1])) * network.settings.batch_size
+    return (places - 1) / places if places > 1 else 1.0
+
+
+# --- history and logs -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Recorder:
+    """Collects what the steps give: looks for losses that are not numbers, keeps the history, writes the log.
+
+    Attributes
+    ----------
+    settings : of the training.
+    writer : of TensorBoard's log; None where none is written.
+    history : see `fine_tune`.
+    """
+
+    settings: FineTuneSettings
+    writer: Any
+    history: dict[str, Any] = field(default_factory=dict)
+    _waiting: list[tuple[int, float, Any]] = field(default_factory=list)
+    _recent: list[Any] = field(default_factory=list)
+    _since: float = field(default_factory=time.perf_counter)
+
+    def add(self, phase: Phase, step: int, rate: float, values: Any) -> None:
+        """Take the losses and the gradient norm of a phase's step, a tensor that may still be computing."""
+        self._waiting.append((phase.first + step, rate, values))
+        done, each = step + 1, self.settings.evaluations
+        evaluated = done * each // phase.steps > step * each // phase.steps
+        if evaluated or done % LOGGED_EVERY == 0:
+            self._look()
+        if evaluated:
+            self._evaluate(phase, phase.first + done)
+
+    def _look(self) -> None:
+        values = np.array([np.asarray(found) for _, _, found in self._waiting], np.float64)
+        for (number, rate, _), found in zip(self._waiting, values):
+            if not np.isfinite(found[:-1]).all():
+                raise TrainingError(not_finite(number, rate, self.settings))
+        if self.writer is not None:
+            self._log(values)
+        self._recent.extend(values[:, :-1])
+        self._waiting, self._since = [], time.perf_counter()
+
+    def _log(self, values: Any) -> None:
+        import tensorflow as tf
+
+        number, rate, _ = self._waiting[-1]
+        means = [float(column[np.isfinite(column)].mean()) if np.isfinite(column).any() else 0.0 for column in values.T]
+        named = {**dict(zip(LOSSES, means[:-1])), "gradient_norm": means[-1], "learning_rate": rate}
+        named["windows_per_s"] = len(values) * self.settings.batch_size / (time.perf_counter() - self._since)
+        with self.writer.as_default(step=number + 1):
+            for name, value in named.items():
+                tf.summary.scalar(name, value)
+        self.writer.flush()
+
+    def _evaluate(self, phase: Phase, step: int) -> None:
+        named = dict(zip(LOSSES, np.mean(self._recent, axis=0).tolist()))
+        for name, value in {"phase": phase.name, "step": step, **named}.items():
+            self.history.setdefault(name, []).append(value)
+        self._recent = []
+
+
+def not_finite(step: int, rate: float, settings: FineTuneSettings) -> str:
+    """What to say of a loss that is not a number."""
+    half = "" if settings.precision == "float32" else f", or precision: float32 instead of {settings.precision}"
+    return (
+        f"the loss of step {step + 1} is not a finite number (learning rate {rate:.3g}); nothing was kept. "
+        f"Train with a lower learning_rate, a longer warm_up_share{half}; if it is step 1, look at the weights and "
+        "the waveforms for values that are not finite"
+    )
+
+
+def show_examples(writer: Any, maker: BatchMaker) -> None:
+    """Write the first windows of the first batch into the log as pictures, each from its lowest to its highest."""
+    import tensorflow as tf
+
+    windows = maker.part(0, 0, max(1, maker.settings.batch_size // SHOWN))
+    seen = tf.cast(graph_front_end.network_input(windows, maker.front_end), tf.float32)[..., :1]
+    low, high = (limit(seen, axis=(1, 2, 3), keepdims=True) for limit in (tf.reduce_min, tf.reduce_max))
+    pictures = tf.reverse(tf.transpose((seen - low) / tf.maximum(high - low, 1e-6), (0, 2, 1, 3)), [1])
+    with writer.as_default(step=0):
+        tf.summary.image("windows", pictures, max_outputs=SHOWN)
+
+
+def make_writer(logs: Path | None) -> Any:
+    """Writer of TensorBoard's log in the chief; None elsewhere, and where no log is asked for."""
+    import tensorflow as tf
+
+    return tf.summary.create_file_writer(str(logs)) if logs is not None and distribute.is_chief() else None
+
+
+# --- all of it --------------------------------------------------------------------------------------------------------
 
 
 def fine_tune(
@@ -246,52 +527,104 @@ def fine_tune(
     progress: Callable[..., Any],
     seed: int,
     teacher: Teacher | None,
+    logs: Path | None = None,
+    strategy: Any = None,
 ) -> dict[str, Any]:
     """Train a backbone in place.
 
     Parameters
     ----------
-    model : Keras, spectrograms (batch, *front_end.shape) -> pooled features (batch, features).
-    clips : the training clips, at the front end's rate.
+    model : functional Keras model, spectrograms (batch, *front_end.shape) -> pooled features (batch, features).
+    clips : the training clips, at the front end's rate; their waveforms may be memory-mapped, and are read window by
+        window.
     settings, augmentation, front_end : how; no augmentation trains on the clips as they are.
     progress : (iterable, what, unit) -> iterable that shows how far it is.
-    seed : equal seeds give equal weights on one machine.
+    seed : equal seeds give equal weights on one machine; on a GPU, where the caller has switched on
+        `tf.config.experimental.enable_op_determinism`.
     teacher : answers where `teacher_weight` is above 0; None where it is 0.
+    logs : folder for TensorBoard; the chief alone writes there.
+    strategy : of `distribute.strategy`, under which every worker makes this same call; None does not distribute.
 
     Returns
     -------
-    The history, lists with one entry an evaluation: `step`, and the mean since the last of `loss`, `label_loss` and,
-    where there is a teacher, `teacher_loss`.
+    The history, lists with one entry an evaluation: `phase` (`head` or `network`), `step` (steps done, over both
+    phases), and the mean since the last of `loss`, `label_loss` and, where there is a teacher, `teacher_loss`.
 
     Raises
     ------
-    TrainingError : one class only, or a `teacher_weight` without a teacher, or the other way round.
+    TrainingError : one class only; a `teacher_weight` without a teacher, or the other way round; a batch that the
+        replicas cannot share evenly; an unknown `trainable_from`; a loss that is not a finite number (the model is
+        then as it came).
     """
     import tensorflow as tf
 
+    strategy = strategy or tf.distribute.get_strategy()
+    check(settings, teacher, front_end, strategy.num_replicas_in_sync)
+    maker = BatchMaker(clips, teacher, settings, augmentation or NONE, front_end, seed)
+    drawing_chances(clips, settings)
+    tf.keras.utils.set_random_seed(seed)
+    network = make_network(model, settings, front_end, seed, strategy)
+    source = iter(distributed(maker, strategy))
+    recorder = Recorder(settings, make_writer(logs))
+    if recorder.writer is not None:
+        show_examples(recorder.writer, maker)
+    for phase in phases(settings):
+        run_phase(network, phase, source, recorder, progress)
+    estimate_statistics(network, source)
+    model.set_weights(network.backbone.get_weights())
+    return recorder.history
+
+
+def check(settings: FineTuneSettings, teacher: Teacher | None, front_end: FrontEnd, replicas: int) -> None:
+    """Raise TrainingError where the parts of a training do not fit together."""
     if bool(settings.teacher_weight) != (teacher is not None):
         needed = "a teacher" if settings.teacher_weight else "no teacher"
         raise TrainingError(f"teacher_weight {settings.teacher_weight} needs {needed}")
-    tf.keras.utils.set_random_seed(seed)
-    copy = with_precision(model, settings.precision)
-    network = with_head(copy, settings.dropout)
-    averaged = [tf.Variable(weight, trainable=False) for weight in network.get_weights()]
-    step = make_step(network, optimizer := make_optimizer(settings), averaged, settings)
-    source = batches(clips, teacher, settings, augmentation or NONE, front_end, seed)
-    history: dict[str, Any] = {}
-    recent: list[Any] = []
-    for number in progress(range(settings.steps), "fine-tuning", "step"):
-        optimizer.learning_rate = learning_rate_at(number, settings)
-        recent.append(step(tuple(map(tf.constant, next(source))), tf.constant(average_decay_at(number, settings))))
-        if (number + 1) * settings.evaluations // settings.steps > number * settings.evaluations // settings.steps:
-            _record(history, number + 1, recent)
-            recent = []
-    network.set_weights([variable.numpy() for variable in averaged])
-    model.set_weights(copy.get_weights())
-    return history
+    if settings.batch_size % replicas:
+        raise TrainingError(
+            f"batch_size must be a multiple of the {replicas} replicas that share each batch, not {settings.batch_size}"
+        )
+    if settings.spectrograms == "device":
+        graph_front_end.check(front_end)
 
 
-def _record(history: dict[str, Any], step: int, recent: Sequence[Any]) -> None:
-    history.setdefault("step", []).append(step)
-    for name, value in zip(LOSSES, np.mean([np.asarray(parts) for parts in recent], axis=0)):
-        history.setdefault(name, []).append(float(value))
+def make_network(model: Any, settings: FineTuneSettings, front_end: FrontEnd, seed: int, strategy: Any) -> Network:
+    """A copy of the backbone in the precision of the training, with a new head, in the strategy's scope."""
+    with strategy.scope():
+        backbone = with_precision(model, settings.precision, strategy.num_replicas_in_sync > 1)
+        head = make_head()
+        head.build(backbone.output_shape)
+    choose_trained(backbone, settings)
+    return Network(backbone, head, settings, front_end, seed, strategy)
+
+
+def distributed(maker: BatchMaker, strategy: Any) -> Any:
+    """The batches of all phases and of `estimate_statistics`, each worker making its replicas' shares."""
+    import tensorflow as tf
+
+    settings = maker.settings
+    steps = settings.head_steps + settings.steps + settings.statistics_batches
+
+    def of_worker(context: Any) -> Any:
+        local = context.num_replicas_in_sync // context.num_input_pipelines
+        first = context.input_pipeline_id * local
+        return dataset(maker, steps, first, local, context.num_replicas_in_sync)
+
+    options = tf.distribute.InputOptions(experimental_per_replica_buffer_size=AHEAD)
+    return strategy.distribute_datasets_from_function(of_worker, options)
+
+
+def run_phase(network: Network, phase: Phase, source: Any, recorder: Recorder, progress: Callable[..., Any]) -> None:
+    """Train one phase; the moving average of its weights is what stays."""
+    import tensorflow as tf
+
+    settings, variables = network.settings, network.variables(phase)
+    with network.strategy.scope():
+        averaged = [tf.Variable(variable, trainable=False) for variable in variables]
+    step = make_step(network, phase, averaged)
+    for number in progress(range(phase.steps), f"fine-tuning the {phase.name}", "step"):
+        rate = learning_rate_at(number, phase, settings.warm_up_share)
+        values = step(next(source), phase.first + number, rate, average_decay_at(number, settings))
+        recorder.add(phase, number, rate, values)
+    for kept, variable in zip(averaged, variables):
+        variable.assign(kept.numpy())
