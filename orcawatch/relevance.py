@@ -67,6 +67,18 @@ def convolution(
     return tf.add_n([a * b for (a, _), b in zip(parts, back)])
 
 
+def linear_convolution(
+    x: Any, y: Any, kernel: Any, relevance: Any, strides: tuple[int, int], padding: str, non_negative: bool = False
+) -> Any:
+    """`convolution` without ReLU whose output y can be wanted negative: there the negative products count, z-.
+
+    z+ alone would hand the relevance of a negative output to what made it less negative, and lose it where nothing did.
+    """
+    to_up, to_down = _by_sign(y, relevance)
+    up = convolution(x, kernel, to_up, strides, padding, non_negative)
+    return up + convolution(x, -kernel, to_down, strides, padding, non_negative)
+
+
 def add(parts: list[tuple[Any, bool]], relevance: Any, how: str) -> list[Any]:
     """Relevance of the terms of a sum, each (tensor, known to be >= 0), all of one shape.
 
@@ -275,6 +287,8 @@ def backbone_relevance(model: Any, spectrogram: Any, relevance: Any, average: st
     One forward pass, whose activations the reverse pass uses. Rules, by layer:
 
     - Conv2D, with ReLU or linear: z+ (`convolution`), the bias ignored (Montavon et al. 2017, paper section 2.3).
+      Under `conserve`, z- for the negative outputs of a linear one that no ReLU follows, directly or after additions
+      (`linear_convolution`).
     - MaxPooling2D: to the first maximum (`max_pool`), the gradient.
     - AveragePooling2D, GlobalAveragePooling2D and Add: `conserve` in proportion to the activations (`average_pool`,
       `add`), which keeps the sum; `gradient` as iNNvestigate 2.1.2's `deep_taylor`.
@@ -302,14 +316,16 @@ def backbone_relevance(model: Any, spectrogram: Any, relevance: Any, average: st
     if average not in ("conserve", "gradient"):
         raise ValueError(f"average must be conserve or gradient, not {average!r}")
     calls = [node for node in nodes(model) if not node.is_input]
-    values = _forward(model, calls, spectrogram)
+    values, rectified = _forward(model, calls, spectrogram), _rectified(calls)
     collected: dict[str, list[Any]] = {str(id(model.outputs[0])): [relevance]}
     for node in reversed(calls):
-        given = tf.add_n(collected.pop(node.flat_output_ids[0]))
-        inputs = [values[name] for name in node.flat_input_ids]
-        found = _layer_relevance(node.layer, inputs, values[node.flat_output_ids[0]][0], given, average)
-        for name, part in zip(node.flat_input_ids, found):
-            collected.setdefault(name, []).append(part)
+        name = node.flat_output_ids[0]
+        given = tf.add_n(collected.pop(name))
+        inputs = [values[source] for source in node.flat_input_ids]
+        plain = average == "gradient" or name in rectified
+        found = _layer_relevance(node.layer, inputs, values[name][0], given, average, plain)
+        for source, part in zip(node.flat_input_ids, found):
+            collected.setdefault(source, []).append(part)
     return tf.add_n(collected[str(id(model.inputs[0]))])
 
 
@@ -326,6 +342,21 @@ def _forward(model: Any, calls: list[Any], spectrogram: Any) -> dict[str, Known]
     return values
 
 
+def _rectified(calls: list[Any]) -> set[str]:
+    """Tensors whose negative values a ReLU removes before anything else but additions reads them."""
+    found: set[str] = set()
+    readers: dict[str, list[bool]] = {}
+    for node in reversed(calls):
+        name = node.flat_output_ids[0]
+        if _is_relu(node.layer) or all(readers.get(name, [False])):
+            found.add(name)
+        passes = type(node.layer).__name__ in ("Activation", "ReLU") and _is_relu(node.layer)
+        for source in node.flat_input_ids:
+            added = type(node.layer).__name__ == "Add" and name in found
+            readers.setdefault(source, []).append(passes or added)
+    return found
+
+
 def _is_relu(layer: Any) -> bool:
     if type(layer).__name__ == "ReLU":
         return layer.max_value is None and not layer.negative_slope and not layer.threshold
@@ -336,12 +367,14 @@ def _has_kernel(layer: Any) -> bool:
     return bool(layer.weights)
 
 
-def _layer_relevance(layer: Any, inputs: list[Known], y: Any, relevance: Any, average: str) -> list[Any]:
-    """Relevance of each of the layer's inputs."""
+def _layer_relevance(layer: Any, inputs: list[Known], y: Any, relevance: Any, average: str, plain: bool) -> list[Any]:
+    """Relevance of each of the layer's inputs; `plain`: z+ for a convolution, whatever its output's sign."""
     kind, (x, non_negative) = type(layer).__name__, inputs[0]
     if kind == "Conv2D" and _has_rule(layer):
         kernel, padding = tf.convert_to_tensor(layer.kernel), layer.padding.upper()
-        return [convolution(x, kernel, relevance, layer.strides, padding, non_negative)]
+        if plain:
+            return [convolution(x, kernel, relevance, layer.strides, padding, non_negative)]
+        return [linear_convolution(x, y, kernel, relevance, layer.strides, padding, non_negative)]
     if kind == "MaxPooling2D":
         return [max_pool(x, y, relevance, layer.pool_size, layer.strides, layer.padding.upper())]
     if kind == "AveragePooling2D":

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from orcawatch import relevance as rules
+from orcawatch.folding import fold
 from orcawatch.masking import minimal_mask, negative_mask
 
 
@@ -68,34 +72,125 @@ def test_convolution_equals_plain_loop() -> None:
     np.testing.assert_allclose(found, plain_convolution(x[0], w, r[0]), atol=1e-5)
 
 
-def test_max_pool_goes_to_the_first_maximum() -> None:
-    x = np.array([[1, 2, 0, 0], [2, 0, 0, 0]], np.float32).reshape(1, 2, 4, 1)
-    pooled = tf.nn.max_pool2d(x, 2, 2, "VALID")
-    found = rules.max_pool(x, pooled, np.array([10, 20], np.float32).reshape(1, 1, 2, 1), (2, 2)).numpy()
-    np.testing.assert_array_equal(found[0, :, :, 0], [[0, 10, 20, 0], [0, 0, 0, 0]])
+POOLS = [(2, 2, "VALID"), (3, 2, "VALID"), (3, 2, "SAME"), (3, 1, "SAME"), (2, 3, "VALID"), (2, 3, "SAME")]
 
 
-def test_max_pool_equals_the_gradient() -> None:
-    x = tf.constant(np.random.default_rng(3).normal(size=(2, 6, 8, 3)).astype(np.float32))
+def cells_of(size: int, stride: int, padding: str, shape: tuple[int, ...]) -> dict[tuple[int, int], list[Any]]:
+    """The cells inside the picture of every pool, in reading order."""
+    spans = []
+    for side in shape[:2]:
+        outputs = -(-side // stride) if padding == "SAME" else (side - size) // stride + 1
+        missing = max((outputs - 1) * stride + size - side, 0) if padding == "SAME" else 0
+        starts = [k * stride - missing // 2 for k in range(outputs)]
+        spans.append([[i for i in range(start, start + size) if 0 <= i < side] for start in starts])
+    pools = itertools.product(enumerate(spans[0]), enumerate(spans[1]))
+    return {(r, c): list(itertools.product(rows, columns)) for (r, rows), (c, columns) in pools}
+
+
+def plain_max_pool(x: np.ndarray, r: np.ndarray, *pool: Any) -> np.ndarray:
+    out = np.zeros(x.shape)
+    for place, cells in cells_of(*pool, x.shape).items():
+        for p in range(x.shape[-1]):
+            best = max(cells, key=lambda cell: x[(*cell, p)])  # max keeps the first
+            out[(*best, p)] += r[(*place, p)]
+    return out
+
+
+def plain_average_pool(x: np.ndarray, r: np.ndarray, how: str, *pool: Any) -> np.ndarray:
+    out = np.zeros(x.shape)
+    for place, cells in cells_of(*pool, x.shape).items():
+        for p in range(x.shape[-1]):
+            values = [float(x[(*cell, p)]) for cell in cells]
+            sign = -1 if sum(values) < 0 else 1
+            parts = [1 / len(cells)] * len(cells) if how == "gradient" else [max(sign * v, 0.0) for v in values]
+            total = sum(parts)
+            for cell, part in zip(cells, parts):
+                out[(*cell, p)] += part / total * r[(*place, p)] if total else 0.0
+    return out
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_max_pool_equals_plain_loop_and_the_gradient(pool: tuple[int, int, str]) -> None:
+    size, stride, padding = pool
+    x = tf.constant(np.random.default_rng(3).integers(-2, 3, (2, 7, 8, 3)).astype(np.float32))  # many ties
     with tf.GradientTape() as tape:
         tape.watch(x)
-        pooled = tf.nn.max_pool2d(x, 2, 2, "VALID")
+        pooled = tf.nn.max_pool2d(x, size, stride, padding)
     r = np.random.default_rng(4).random(pooled.shape).astype(np.float32)
-    np.testing.assert_array_equal(rules.max_pool(x, pooled, r, (2, 2)), tape.gradient(pooled, x, r))
+    found = rules.max_pool(x, pooled, r, (size, size), (stride, stride), padding)
+    np.testing.assert_allclose(found, [plain_max_pool(a, b, *pool) for a, b in zip(x.numpy(), r)], atol=1e-6)
+    np.testing.assert_allclose(found, tape.gradient(pooled, x, r), atol=1e-6)
 
 
 @pytest.mark.parametrize("how", ["conserve", "gradient"])
-def test_average_pool_keeps_the_sum(how: str) -> None:
-    x = np.random.default_rng(5).random((2, 3, 4, 5)).astype(np.float32)
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("pool", POOLS)
+def test_average_pool_equals_plain_loop(pool: tuple[int, int, str], signed: bool, how: str) -> None:
+    size, stride, padding = pool
+    x = np.random.default_rng(5).integers(-3 if signed else 0, 4, (2, 7, 8, 3)).astype(np.float32)
+    r = np.random.default_rng(6).random(tf.nn.avg_pool2d(x, size, stride, padding).shape).astype(np.float32)
+    found = rules.average_pool(x, r, (size, size), (stride, stride), padding, how, non_negative=not signed)
+    np.testing.assert_allclose(found, [plain_average_pool(a, b, how, *pool) for a, b in zip(x, r)], atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["conserve", "gradient"])
+@pytest.mark.parametrize("signed", [False, True])
+def test_global_average_pool_equals_plain_loop_and_keeps_the_sum(signed: bool, how: str) -> None:
+    x = (np.random.default_rng(5).random((2, 4, 4, 5)) - (0.5 if signed else 0)).astype(np.float32)
     r = np.random.default_rng(6).random((2, 5)).astype(np.float32)
-    found = rules.average_pool(tf.constant(x), tf.constant(r), how).numpy()
+    found = rules.global_average_pool(tf.constant(x), tf.constant(r), how, non_negative=not signed).numpy()
+    plain = [plain_average_pool(a, b[None, None], how, 4, 1, "VALID") for a, b in zip(x, r)]
+    np.testing.assert_allclose(found, plain, atol=1e-5)
     np.testing.assert_allclose(found.sum(axis=(1, 2)), r, rtol=1e-5)
+
+
+def test_added_terms_share_by_the_parts_that_have_the_sums_sign() -> None:
+    terms = np.array([[3.0, 1, -3, -1, 2], [1.0, -2, 1, -3, -2]], np.float32)
+    parts = [(tf.constant(term[None]), False) for term in terms]
+    found = np.stack(rules.add(parts, tf.constant([[8.0, 6, 5, 4, 7]]), "conserve"))[:, 0]
+    np.testing.assert_allclose(found, [[6, 0, 5, 1, 7], [2, 6, 0, 3, 0]])
+    found = rules.add(parts, tf.constant([[8.0, 6, 5, 4, 7]]), "gradient")
+    assert all(part.numpy().tolist() == [[8, 6, 5, 4, 7]] for part in found)
+
+
+def test_terms_known_not_to_be_negative_share_alike() -> None:
+    terms = np.random.default_rng(9).integers(0, 3, (3, 1, 50)).astype(np.float32)
+    relevance = tf.constant(np.random.default_rng(10).random((1, 50)).astype(np.float32))
+    plain, known = (rules.add([(t, non_negative) for t in terms], relevance, "conserve") for non_negative in (0, 1))
+    np.testing.assert_allclose(plain, known, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("stride", "padding"), [(2, "VALID"), (2, "SAME"), (1, "VALID")])
+def test_strided_convolution_equals_plain_loop(stride: int, padding: str) -> None:
+    rng = np.random.default_rng(2)
+    x, w = rng.normal(size=(6, 7, 2)).astype(np.float32), rng.normal(size=(3, 3, 2, 4)).astype(np.float32)
+    r = rng.random(tf.nn.conv2d(x[None], w, stride, padding).shape[1:]).astype(np.float32)
+    out = np.zeros(x.shape)
+    missing = {side: max((-(-side // stride) - 1) * stride + 3 - side, 0) // 2 for side in (6, 7)}
+    for (row, column), cells in cells_of(3, stride, padding, x.shape).items():
+        top, left = (k * stride - (missing[n] if padding == "SAME" else 0) for k, n in ((row, 6), (column, 7)))
+        for f in range(4):
+            parts = {(i, j, p): max(0.0, x[i, j, p] * w[i - top, j - left, p, f]) for i, j in cells for p in (0, 1)}
+            for at, part in parts.items():
+                out[at] += part / sum(parts.values()) * r[row, column, f]
+    found = rules.convolution(x[None], w, r[None], (stride, stride), padding)
+    np.testing.assert_allclose(found[0], out, atol=1e-5)
+
+
+def test_negative_outputs_of_a_linear_convolution_go_to_the_negative_products() -> None:
+    x = tf.constant(np.array([[1, 2], [3, 1]], np.float32).reshape(1, 1, 2, 2))
+    kernel = np.array([1, -2], np.float32).reshape(1, 1, 2, 1)
+    y = tf.nn.conv2d(x, kernel, 1, "VALID")
+    assert y.numpy().ravel().tolist() == [-3, 1]
+    relevance = np.array([5, 7], np.float32).reshape(1, 1, 2, 1)
+    found = rules.linear_convolution(x, y, kernel, relevance, (1, 1), "VALID", non_negative=True)
+    np.testing.assert_allclose(found.numpy()[0, 0], [[0, 5], [7, 0]])
 
 
 def test_conserving_average_pool_gives_nothing_where_nothing_was_active() -> None:
     x = np.zeros((1, 2, 2, 1), np.float32)
     x[0, 0, 1] = 3.0
-    found = rules.average_pool(tf.constant(x), tf.constant([[6.0]]), "conserve").numpy()
+    found = rules.global_average_pool(tf.constant(x), tf.constant([[6.0]]), "conserve").numpy()
     np.testing.assert_array_equal(found[0, :, :, 0], [[0, 6], [0, 0]])
 
 
@@ -140,12 +235,79 @@ def test_relevance_through_a_network_is_conserved_and_linear() -> None:
     assert (maps[2] >= 0).all()
 
 
-def test_layer_without_a_rule_is_refused() -> None:
+@pytest.fixture()
+def folded(inception: Any) -> Any:
+    """The tiny Inception, folded, its biases zero: what a bias drives has no input to give its relevance to."""
+    model = fold(inception)
+    for layer in model.layers:
+        if layer.weights:
+            layer.bias.assign(tf.zeros_like(layer.bias))
+    return model
+
+
+def pictures(rows: int = 3) -> np.ndarray:
+    return np.random.default_rng(8).normal(size=(rows, 20, 20, 1)).astype(np.float32)
+
+
+def test_relevance_through_an_inception_is_conserved(folded: Any) -> None:
+    x = pictures()
+    features = folded(x).numpy()
+    found = rules.backbone_relevance(folded, x, features).numpy()
+    assert features.sum() > 1
+    assert (found >= 0).all()
+    np.testing.assert_allclose(found.sum(axis=(1, 2, 3)), features.sum(axis=1), rtol=1e-4)
+    doubled = rules.backbone_relevance(folded, x, features, "gradient").numpy().sum(axis=(1, 2, 3))
+    assert (doubled > 2 * features.sum(axis=1)).all()  # every residual addition multiplies
+
+
+def test_biases_cost_a_few_percent_of_the_relevance_at_most(inception: Any) -> None:
+    model, x = fold(inception), pictures()
+    features = model(x).numpy()
+    total = rules.backbone_relevance(model, x, features).numpy().sum(axis=(1, 2, 3))
+    np.testing.assert_allclose(total, features.sum(axis=1), rtol=0.05)
+    assert (total <= features.sum(axis=1) * (1 + 1e-5)).all()
+
+
+def test_an_inceptions_relevance_needs_builtin_operations_only(inception: Any) -> None:
+    model, x = fold(inception), pictures(1)
+    features = model(x).numpy()
+    shapes = [tf.TensorSpec(a.shape, tf.float32) for a in (x, features)]
+    function = tf.function(lambda a, r: rules.backbone_relevance(model, a, r), autograph=False)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function(*shapes)], model)
+    assert converter.target_spec.supported_ops == {tf.lite.OpsSet.TFLITE_BUILTINS}
+    interpreter = tf.lite.Interpreter(model_content=converter.convert())
+    interpreter.allocate_tensors()
+    for entry in interpreter.get_input_details():
+        interpreter.set_tensor(entry["index"], x if len(entry["shape"]) == 4 else features)
+    interpreter.invoke()
+    found = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    expected = rules.backbone_relevance(model, x, features).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5 * expected.max())
+
+
+def test_a_tensor_read_several_times_gets_the_sum() -> None:
+    layers = tf.keras.layers
+    first = layers.Input((2, 2, 1))
+    model = tf.keras.Model(first, layers.GlobalAveragePooling2D()(layers.Concatenate()([first, first, first])))
+    x = np.arange(4, dtype=np.float32).reshape(1, 2, 2, 1)
+    found = rules.backbone_relevance(model, x, np.array([[1, 2, 3]], np.float32)).numpy()
+    np.testing.assert_allclose(found, x)
+
+
+@pytest.mark.parametrize("layer", ["BatchNormalization", "GlobalMaxPooling2D", "Dilated"])
+def test_layer_without_a_rule_is_refused(layer: str) -> None:
     layers = tf.keras.layers
     first = layers.Input((8, 8, 1))
-    model = tf.keras.Model(first, layers.GlobalMaxPooling2D()(layers.Conv2D(2, 3, activation="relu")(first)))
-    with pytest.raises(TypeError, match=r"GlobalMaxPooling2D.*has no relevance rule"):
-        rules.backbone_relevance(model, np.zeros((1, 8, 8, 1), np.float32), np.zeros((1, 2), np.float32))
+    made = layers.Conv2D(2, 3, dilation_rate=2) if layer == "Dilated" else getattr(layers, layer)()
+    model = tf.keras.Model(first, made(first))
+    relevance = np.zeros((1, *model.output_shape[1:]), np.float32)
+    with pytest.raises(TypeError, match=r"has no relevance rule.*fold"):
+        rules.backbone_relevance(model, np.zeros((1, 8, 8, 1), np.float32), relevance)
+
+
+def test_unknown_average_is_refused() -> None:
+    with pytest.raises(ValueError, match="conserve or gradient, not 'mean'"):
+        rules.backbone_relevance(small_chain(), np.zeros((1, 8, 8, 1)), np.zeros((1, 6)), "mean")
 
 
 def test_minimal_mask_keeps_the_most_relevant() -> None:
