@@ -109,10 +109,7 @@ def analyse(
         "clips": _counts(scores),
         "vote": list(vote),
         "auc": _named(scores.names, _aucs(rows, scores, draws, seed)),
-        "average_precision": {
-            **_named(scores.names, _precisions(rows, scores, draws, seed)),
-            "chance": _chance(scores),
-        },
+        "average_precision": _average_precision(rows, scores, draws, seed),
         "nested": _nested(scores, must_contain, draws, seed),
         "differences": _differences(clip_vote, scores, draws, seed),
         "calibration": _calibration(clip_vote, scores, seed),
