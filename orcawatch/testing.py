@@ -41,7 +41,8 @@ def check_backbone(backbone: Backbone, seed: int = 0) -> None:
     model = backbone.build_keras()
     spectrograms = example_spectrograms(backbone, seed)
     features = _check_features(backbone, model, spectrograms)
-    _check_relevance(model, spectrograms, features)
+    folded = _check_folding(model, spectrograms, features)
+    _check_relevance(backbone, folded, spectrograms, features)
     _check_missing_weights(backbone, model)
 
 
@@ -85,6 +86,10 @@ def _check_front_end(backbone: Backbone) -> None:
     _require(len(rows) >= front_end.frames, "two seconds of audio must fill one window")
     finished = front_end.finish(rows[: front_end.frames, 0])
     _require(finished.shape == front_end.shape[:2], f"finish must give {front_end.shape[:2]}, not {finished.shape}")
+    grid = (front_end.frames, front_end.shape[1])
+    back = front_end.to_rows(finished)
+    _require(back.shape == grid, f"to_rows must give (frames, bands), {grid}, not {back.shape}")
+    _require(np.allclose(back.sum(), finished.sum(), rtol=1e-4), "to_rows must keep the sum, or relevance is lost")
 
 
 def _check_features(backbone: Backbone, model: Any, spectrograms: Array) -> Array:
@@ -98,17 +103,34 @@ def _check_features(backbone: Backbone, model: Any, spectrograms: Array) -> Arra
     return features
 
 
-def _check_relevance(model: Any, spectrograms: Array, features: Array) -> None:
+def _check_folding(model: Any, spectrograms: Array, features: Array) -> Any:
+    """The network as it is exported: batch norm and the like folded into its convolutions."""
+    from .folding import fold
+
+    folded = fold(model)
+    apart = float(np.abs(np.asarray(folded(spectrograms)) - features).max())
+    close = apart <= 1e-3 * max(1.0, float(features.max()))
+    _require(close, f"the folded network must give the same features, not {apart:.2g} apart: see orcawatch.folding")
+    return folded
+
+
+def _check_relevance(backbone: Backbone, folded: Any, spectrograms: Array, features: Array) -> None:
+    """The sum is kept for noise; where a spectrogram is 0 the biases alone excite a network, and z+ leaves them out."""
     from .relevance import backbone_relevance
 
-    relevance = np.asarray(backbone_relevance(model, spectrograms, features))
-    before, after = features.sum(axis=1), relevance.sum(axis=(1, 2, 3))
+    relevance = np.asarray(backbone_relevance(folded, spectrograms, features))
     _require(relevance.shape == spectrograms.shape, "relevance must have the spectrogram's shape")
-    _require(np.allclose(before, after, rtol=1e-3), f"relevance must be conserved: {before} went in, {after} came out")
+    of_rows = backbone.front_end.to_rows(relevance[..., 0])
+    before, after = features.sum(axis=1), of_rows.sum(axis=(1, 2))
+    kept = bool(np.isclose(before[0], after[0], rtol=1e-3)) and bool((after <= before * 1.001).all())
+    _require(kept, f"relevance must be conserved for noise, and never grow: {before} went in, {after} came out")
 
 
 def _check_missing_weights(backbone: Backbone, model: Any) -> None:
     missing = str(Path(tempfile.gettempdir()) / "no-such-folder" / "weights")
+    if hasattr(backbone, "weights_file"):
+        named = backbone.weights_file(missing)
+        _require(named == Path(missing), f"weights_file must give the path that it was given, not {named}")
     try:
         backbone.load_weights(model, missing)
     except WeightsError as fault:

@@ -8,9 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orcawatch.errors import AudioError, BundleError
-from orcawatch.spectrogram import LogMel, RowStream, front_end_from_dict, mel_matrix, rows_of
+from orcawatch.spectrogram import (
+    FrontEnd,
+    LinearPower,
+    LogMel,
+    RowStream,
+    front_end_from_dict,
+    linear_matrix,
+    mel_matrix,
+    resize_matrix,
+    rows_of,
+)
 
 FRONT_END = LogMel()
+POWER = LinearPower(size=75)
 
 
 def noise(samples: int, channels: int = 2, seed: int = 0) -> np.ndarray:
@@ -60,17 +71,19 @@ def test_tone_lands_in_its_band() -> None:
     assert abs(FRONT_END.frequencies_hz[loudest] - 3000) < 120
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
+    front_end=st.sampled_from([FRONT_END, POWER]),
     rate_hz=st.sampled_from([8000, 16000, 22050, 44100, 48000, 96000]),
     borders=st.lists(st.integers(1, 60000), max_size=12),
 )
-def test_stream_equals_file_wherever_the_borders_fall(rate_hz: int, borders: list[int]) -> None:
+def test_stream_equals_file_wherever_the_borders_fall(front_end: FrontEnd, rate_hz: int, borders: list[int]) -> None:
+    rate_hz = max(rate_hz, front_end.lowest_rate_hz)
     audio = noise(int(1.3 * rate_hz))
-    stream = RowStream(FRONT_END, rate_hz, 2)
+    stream = RowStream(front_end, rate_hz, 2)
     blocks = np.split(audio, sorted(b for b in borders if b < len(audio)))
     streamed = np.concatenate([*(stream.push(block) for block in blocks), stream.finish()])
-    np.testing.assert_allclose(streamed, rows_of(FRONT_END, audio, rate_hz), rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(streamed, rows_of(front_end, audio, rate_hz))
 
 
 def test_every_whole_frame_is_there() -> None:
@@ -87,7 +100,8 @@ def test_refuses(rate_hz: int, channels: int, words: str) -> None:
 
 
 def test_travels_in_the_manifest() -> None:
-    assert front_end_from_dict(FRONT_END.to_dict()) == FRONT_END
+    for front_end in (FRONT_END, LinearPower(size=139, normalise="band_floor")):
+        assert front_end_from_dict(front_end.to_dict()) == front_end
     with pytest.raises(BundleError, match="no constant"):
         front_end_from_dict({"kind": "log_mel", "colour": 1})
     with pytest.raises(BundleError, match="must be one of"):
@@ -114,3 +128,134 @@ def test_band_floor_ignores_gain_and_steady_background() -> None:
 def test_unknown_normalisation_is_refused() -> None:
     with pytest.raises(BundleError, match=r"must be one of .*not 'loud'"):
         LogMel(normalise="loud")
+
+
+# --- linear power -----------------------------------------------------------------------------------------------------
+
+
+def plain_power(wave: np.ndarray, size: int) -> np.ndarray:
+    """Power in each band of each frame: DFT by sums, one frame and one band at a time."""
+    edges = [300 + i * 9700 / (size + 1) for i in range(size + 2)]
+    frames = []
+    for start in range(0, len(wave) - 960 + 1, 240):
+        frame = [wave[start + i] * (0.5 - 0.5 * math.cos(2 * math.pi * i / 960)) for i in range(960)]
+        angles = np.exp(-2j * np.pi * np.outer(range(513), range(960)) / 1024)
+        power = np.abs(angles @ np.array(frame)) ** 2
+        bands = []
+        for b in range(size):
+            weights = [max(0.0, 1 - abs(k * 24000 / 1024 - edges[b + 1]) / (edges[1] - edges[0])) for k in range(513)]
+            bands.append(sum(w * p for w, p in zip(weights, power)) / sum(weights))
+        frames.append(bands)
+    return np.array(frames)
+
+
+def plain_stretch(levels: np.ndarray, size: int) -> np.ndarray:
+    """Each image row between the two frames beside its place, held at the ends."""
+    rows = []
+    for i in range(size):
+        place = min(max((i + 0.5) * 96 / size - 0.5, 0.0), 95.0)
+        before = min(int(place), 94)
+        rows.append(levels[before] * (before + 1 - place) + levels[before + 1] * (place - before))
+    return np.array(rows)
+
+
+def some_power(size: int, seed: int = 5) -> np.ndarray:
+    """Rows of one window, 90 dB between the faintest and the loudest."""
+    return (10 ** np.random.default_rng(seed).uniform(-9, 0, (96, size))).astype(np.float32)
+
+
+def test_power_equals_plain_loop() -> None:
+    wave = noise(1700, 1)
+    np.testing.assert_allclose(POWER.rows(wave)[:, 0], plain_power(wave[:, 0].astype(float), 75), rtol=2e-4)
+
+
+def test_peak_equals_plain_loop() -> None:
+    power = some_power(139)
+    peak = max(power.flat)
+    below = [[max(0.0, 1 + 10 * math.log10(p / peak) / 60) for p in row] for row in power]
+    found = LinearPower(size=139).finish(power)
+    np.testing.assert_allclose(found, plain_stretch(np.array(below), 139), atol=1e-5)
+
+
+def test_floor_equals_plain_loop() -> None:
+    power = some_power(139)
+    level_db = 10 * np.log10(power / power.mean(dtype=float) + 1e-4)
+    floor = np.array([sorted(band)[19] for band in level_db.T])
+    expected = plain_stretch(np.clip((level_db - floor) / 40, 0, 1), 139)
+    found = LinearPower(size=139, normalise="band_floor", range_db=40).finish(power)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalise", ["peak", "band_floor"])
+def test_power_image_lies_in_0_to_1_and_ignores_gain(normalise: str) -> None:
+    front_end = LinearPower(size=139, normalise=normalise)
+    power = some_power(139)
+    image = front_end.finish(power)
+    assert (image.shape, image.dtype, image.min()) == ((139, 139), np.float32, 0.0)
+    assert 0.5 < image.max() <= 1 + 1e-6
+    np.testing.assert_allclose(front_end.finish(power * 1000), image, atol=1e-4)
+    assert not front_end.finish(np.zeros((2, 96, 139), np.float32)).any()
+
+
+@given(size=st.integers(1, 412))
+@settings(max_examples=40, deadline=None)
+def test_every_size_hears_white_noise_alike_in_every_band(size: int) -> None:
+    matrix = linear_matrix(size, 513, 24000, 300, 10000)
+    np.testing.assert_allclose(matrix.sum(axis=0), 1, atol=1e-5)
+    centres = LinearPower(size=size).frequencies_hz
+    bin_hz = np.arange(513) * 24000 / 1024
+    assert (matrix[(bin_hz > centres[0]) & (bin_hz < centres[-1])].sum(axis=1) > 0).all()
+
+
+@given(size=st.integers(1, 412), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_interpolation_keeps_levels_and_its_transpose_keeps_relevance(size: int, seed: int) -> None:
+    np.testing.assert_allclose(resize_matrix(size, 96).sum(axis=1), 1, atol=1e-5)
+    relevance = np.random.default_rng(seed).normal(size=(2, size, size)).astype(np.float32)
+    back = LinearPower(size=size).to_rows(relevance)
+    assert back.shape == (2, 96, size)
+    np.testing.assert_allclose(back.sum(axis=1), relevance.sum(axis=1), atol=1e-3)
+
+
+def test_relevance_goes_back_to_its_frame() -> None:
+    front_end = LinearPower(size=299)
+    power = np.full((96, 299), 1e-9, np.float32)
+    power[40, 100] = 1.0
+    frame, band = np.unravel_index(front_end.to_rows(front_end.finish(power)).argmax(), (96, 299))
+    assert (frame, band) == (40, 100)
+
+
+def test_log_mel_relevance_is_its_rows() -> None:
+    relevance = noise(96, 64)
+    assert FRONT_END.to_rows(relevance) is relevance
+
+
+@pytest.mark.parametrize("size", [75, 139, 299])
+def test_tone_lands_in_its_linear_band(size: int) -> None:
+    tone = np.sin(2 * np.pi * 3000 * np.arange(24000) / 24000).astype(np.float32)[:, None]
+    front_end = LinearPower(size=size)
+    loudest = front_end.rows(tone)[:, 0].mean(axis=0).argmax()
+    assert abs(front_end.frequencies_hz[loudest] - 3000) <= 9700 / (size + 1) / 2 + 1
+
+
+def test_both_front_ends_share_the_grid() -> None:
+    for front_end in (FRONT_END, LinearPower()):
+        assert (front_end.hop_samples / front_end.rate_hz, front_end.frames) == (0.01, 96)
+    assert LinearPower().shape == (299, 299, 1)
+    assert rows_of(POWER, noise(24000), 24000).shape == (1 + (24000 - 960) // 240, 2, 75)
+
+
+@pytest.mark.parametrize(
+    ("constants", "words"),
+    [
+        ({"normalise": "loud"}, r"one of \('peak', 'band_floor'\), not 'loud'"),
+        ({"fft_size": 512}, "fft_size must be at least a frame's 960 samples, not 512"),
+        ({"size": 500}, "size must be 1 to 412, not 500"),
+        ({"high_hz": 13000.0}, "must rise from 0 to 12000, not 300 and 13000"),
+    ],
+)
+def test_power_refuses(constants: dict[str, object], words: str) -> None:
+    with pytest.raises(BundleError, match=words):
+        front_end_from_dict({"kind": "linear_power", **constants})
+    with pytest.raises(AudioError, match="at least 10300 Hz, not 8000 Hz"):
+        RowStream(POWER, 8000, 1)

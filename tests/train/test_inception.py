@@ -59,7 +59,10 @@ def test_one_plane_gives_what_three_planes_give_the_stock_network(model: tf.kera
     np.testing.assert_allclose(model(plane), stock(picture), atol=1e-5)
 
 
-def test_conforms_inception_v3(plugin: inception.InceptionV3) -> None:
+def test_conforms_inception_v3(
+    plugin: inception.InceptionV3, other: tf.keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugin, "build_keras", lambda: other)  # building another takes seconds
     check_backbone(plugin)
 
 
@@ -135,7 +138,7 @@ def test_a_damaged_download_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setenv("ORCAWATCH_CACHE", str(tmp_path))
     monkeypatch.setattr(weights.urllib.request, "urlretrieve", half_a_file)
-    with pytest.raises(WeightsError, match=r"MD5 digest 3ba37a\w*, the published file abc"):
+    with pytest.raises(WeightsError, match=r"MD5 digest 7afe399f\w*, the published file abc"):
         weights.download("https://host/w.h5", "weights", "abc")
     assert not (tmp_path / "w.h5").exists()
     assert weights.download("https://host/w.h5", "weights").read_bytes() == b"half"
@@ -185,7 +188,7 @@ def test_gamma_goes_into_the_kernel_and_the_mean() -> None:
 
 @pytest.mark.parametrize("front_end", [LinearPower(size=74), LogMel()])
 def test_too_small_an_image_is_refused(front_end: LinearPower) -> None:
-    with pytest.raises(InputError, match="at least 75 x 75 x 1, not .* larger size"):
+    with pytest.raises(InputError, match=r"at least 75 x 75 x 1, not .* larger size"):
         inception.InceptionV3(front_end)
 
 
@@ -203,4 +206,4 @@ def test_published_npz_gives_sensible_features(
         np.testing.assert_array_equal(other.get_layer("conv2d_94").kernel, stored["conv2d_94/kernel"].astype("f4"))
     features = other(example_spectrograms(plugin)).numpy()
     assert 0.01 < features.mean() < 10
-    assert (features.std(axis=0) > 0).mean() > 0.9
+    assert np.abs(features[0] - features[1]).max() > 0.5
