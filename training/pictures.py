@@ -126,30 +126,26 @@ def precision_recall(curves: Mapping[str, Floats], lines: Sequence[Line], preval
         return page.svg("precision-recall")
 
 
-def reliability(means: Floats, shares: Floats, low: Floats, high: Floats, counts: NDArray[np.int64]) -> str:
-    """Share of orca clips against mean confidence of each bin, all shape (bins,), with the bins' sizes below."""
-    with _page(4.6, 4.4) as page:
-        upper, lower = page.figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3.4, 1], "hspace": 0.12})
-        upper.plot([0, 1], [0, 1], color=INK, linewidth=0.7, alpha=0.5, linestyle="--")
-        upper.errorbar(
-            means,
-            shares,
-            [shares - low, high - shares],
-            color=BLUE,
-            marker="o",
-            markersize=4,
-            capsize=2,
-            elinewidth=0.9,
-        )
-        upper.set_ylabel("share of orca clips")
-        upper.set_ylim(-0.03, 1.03)
-        _grid(upper)
-        lower.bar(means, counts, width=0.02, color=BLUE)
-        lower.set_yscale("log")
-        lower.set_ylim(0.7, max(10.0, 2.0 * float(counts.max())))
-        lower.set_ylabel("clips")
-        lower.set_xlabel("mean confidence of orca in the bin")
-        lower.set_xlim(-0.02, 1.02)
+def reliability(before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[float]]) -> str:
+    """Share of orca clips against mean confidence, without and with calibration.
+
+    Parameters
+    ----------
+    before, after : `confidence`, `share`, `low`, `high` of each bin, as `metrics.reliability` gives them.
+    """
+    with _page(4.6, 4.2) as page:
+        axes = page.axes("mean confidence of the clips in a bin", "share of them that are orca")
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.7, alpha=0.5, linestyle="--")
+        for points, label, colour, marker in (
+            (before, "as it is", VERMILION, "s"),
+            (after, "calibrated on other recordings", BLUE, "o"),
+        ):
+            share, low, high = (np.asarray(points[key]) for key in ("share", "low", "high"))
+            bars = np.maximum([share - low, high - share], 0)
+            style = {"color": colour, "marker": marker, "label": label, "markersize": 4.5}
+            axes.errorbar(points["confidence"], share, bars, capsize=2, elinewidth=0.8, **style)
+        _unit(axes)
+        axes.legend(loc="lower right")
         return page.svg("reliability")
 
 
@@ -172,21 +168,25 @@ def loss_parts(history: Mapping[str, Any]) -> dict[str, Sequence[float]]:
     return {name: values for name, values in history.items() if name.endswith("loss") and len(values) == steps}
 
 
-def false_alarms(recall: Floats, per_hour: Floats, points: Sequence[tuple[float, float]]) -> str:
-    """False alarms per hour of noise against recall, both shape (thresholds,); `points` are marked (recall, rate)."""
+def false_alarms(recall: Floats, per_hour: Floats, points: Sequence[Mapping[str, Any]]) -> str:
+    """False alarms per hour of noise against recall.
+
+    Parameters
+    ----------
+    recall, per_hour : at every threshold, shape (thresholds,).
+    points : `recall` and `false_alarms_per_hour` (value, low, high) at chosen recalls.
+    """
     with _page(4.6, 3.6) as page:
         axes = page.axes("recall (share of orca clips found)", "false alarms per hour of noise")
         axes.plot(recall, per_hour, drawstyle="steps-pre", color=BLUE)
-        for number, (at, rate) in enumerate(points):
-            axes.plot(at, rate, marker="o", color=VERMILION, markersize=5, linestyle="none")
-            if number == 0:
-                axes.lines[-1].set_label("chosen threshold")
+        for one in points:
+            rate = one["false_alarms_per_hour"]
+            bar = [[max(0.0, rate["value"] - rate["low"])], [max(0.0, rate["high"] - rate["value"])]]
+            axes.errorbar(one["recall"], rate["value"], bar, marker="o", color=VERMILION, markersize=5, capsize=2)
         axes.set_xlim(-0.02, 1.02)
-        axes.set_yscale("symlog", linthresh=1.0)
+        axes.set_yscale("symlog", linthresh=10.0)
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter("{x:g}")
-        if points:
-            axes.legend(loc="upper left")
         return page.svg("false-alarms")
 
 
@@ -215,7 +215,7 @@ def shares(names: Sequence[str], values: Floats, lines: Sequence[Line], label: s
         colours = [styles[name].colour for name in names]
         axes.barh(np.arange(len(names)), values, color=colours, height=0.66)
         for number, value in enumerate(values):
-            axes.text(float(value) + 0.015, number, f"{value:.0%}", va="center", fontsize=8)
+            axes.text(float(value) + 0.015, number, f"{100 * value:.0f} %", va="center", fontsize=8)
         axes.set_yticks(np.arange(len(names)), list(names))
         axes.invert_yaxis()
         axes.set_xlim(0, 1.12)
@@ -225,22 +225,21 @@ def shares(names: Sequence[str], values: Floats, lines: Sequence[Line], label: s
         return page.svg("shares")
 
 
-def front(cost: Floats, auc: Floats, is_front: NDArray[np.bool_], chosen: int | None, label: str) -> str:
-    """AUC against cost, one point per combination; those of the Pareto front are joined."""
-    with _page(4.6, 3.6) as page:
+def front(
+    points: Sequence[tuple[float, float]], trained: tuple[float, float], chosen: tuple[float, float], label: str
+) -> str:
+    """The Pareto front of AUC against a cost: (cost, AUC) of its points, of the run's own vote and of the chosen one."""
+    with _page(4.6, 3.4) as page:
         axes = page.axes(label, "ROC AUC on devel")
-        axes.plot(cost[~is_front], auc[~is_front], ".", color=INK, alpha=0.25, markersize=3, label="combination")
-        order = np.argsort(cost[is_front], kind="stable")
-        best = cost[is_front][order], auc[is_front][order]
-        axes.plot(*best, color=BLUE, marker="o", markersize=4, drawstyle="steps-post", label="Pareto front")
-        if chosen is not None:
-            axes.plot(cost[chosen], auc[chosen], "*", color=VERMILION, markersize=12, label="chosen for the buoy")
+        axes.plot(*zip(*points), color=BLUE, marker="o", markersize=4, drawstyle="steps-post", label="Pareto front")
+        axes.plot(*trained, "s", color=PURPLE, markersize=6, linestyle="none", label="vote of the ranking")
+        axes.plot(*chosen, "*", color=VERMILION, markersize=11, linestyle="none", label="chosen for the buoy")
+        axes.set_xlim(left=0)
         axes.legend(loc="lower right")
-        axes.get_figure()
         return page.svg("front")
 
 
-# --- windows and their relevance ---------------------------------------------------------------------------------------
+# --- windows and their relevance --------------------------------------------------------------------------------------
 
 
 def explanation(panels: Sequence[Panel], name: str) -> str:
@@ -251,7 +250,7 @@ def explanation(panels: Sequence[Panel], name: str) -> str:
             _image(left, grey(panel.spectrogram), panel)
             _image(right, overlay(panel.spectrogram, panel.relevance), panel)
             left.set_title(f"{panel.name}: spectrogram", loc="left", fontsize=8)
-            right.set_title(f"relevance, {panel.share:.0%} of the score", loc="left", fontsize=8)
+            right.set_title(f"relevance, {100 * panel.share:.0f} % of the score", loc="left", fontsize=8)
             left.set_ylabel("frequency (kHz)", fontsize=8)
             right.tick_params(labelleft=False)
         for axes in grid[-1]:

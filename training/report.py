@@ -19,7 +19,7 @@ from .stages import DIGITS, RECORD, Inputs
 from .storage import load_json, load_npz
 
 BASELINE = "baseline-"
-QUANTIZATION = "quantization.json"
+QUANTIZATION, BUDGET = "quantization.json", "budget.json"
 
 
 # --- making it --------------------------------------------------------------------------------------------------------
@@ -96,12 +96,13 @@ def read_run(inputs: Inputs, deploy: Path | None = None) -> Run:
         devel=load_npz(result / predictions.DEVEL_SCORES),
         curves=load_npz(result / "curves.npz"),
         ranking=tuple(_read_ranking(result / "ranking.csv")),
-        analysis=_read_if_there(result / "analysis.json"),
+        analysis=load_json(result / "analysis.json"),
         baselines=tuple(load_json(inputs[name] / "report.json") for name in names),
         costs={**selection["costs"], **_costs(inputs)},
         test=load_npz(test) if test.is_file() else {},
         test_files=tuple(_test_files(inputs["data"])),
         quantization=_read_if_there(deploy / QUANTIZATION) if deploy else {},
+        budget=_read_if_there(deploy / BUDGET) if deploy else {},
     )
 
 

@@ -6,7 +6,6 @@ is measured on, the text beside it says so.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from .. import metrics
 from . import examples, pictures
+from .dataset import SPLITS
 from .document import (
     Block,
     Card,
@@ -34,13 +34,14 @@ from .document import (
     cells,
 )
 from .predictions import ARFF, CSV, Written
+from .words import counted, duration, figure, interval, listed, number, percent, signed, slug
 
 Arrays = Mapping[str, NDArray[Any]]
 
 EXAMPLES = 4  # of an outcome
 BEST = 20  # rows of the ranking
 DOT = "\u25cf"
-DRAWS = 2000
+SHOWN = 10  # votes that were chosen most often
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,12 @@ class Run:
     selection : its `selection.json`.
     devel, curves : its `devel_scores.npz` and `curves.npz`.
     ranking : rows of its `ranking.csv`: AUC, and the names of the members.
-    analysis : its `analysis.json`, empty where there is none.
+    analysis : its `analysis.json`.
     baselines : `report.json` of every baseline.
     costs : seconds and memory by stage, in the order in which they ran.
     test : its `test_scores.npz`, empty where the test split was not predicted.
     test_files : the files of the test split in the order of the labels.
-    quantization : the exported variants; empty where nothing was exported.
+    quantization, budget : what the export measured (`RUN/deploy/*.json`); empty where nothing was exported.
     """
 
     result: Path
@@ -66,12 +67,13 @@ class Run:
     devel: Arrays
     curves: Arrays
     ranking: tuple[tuple[float, tuple[str, ...]], ...]
-    analysis: Mapping[str, Any] = field(default_factory=dict)
+    analysis: Mapping[str, Any]
     baselines: tuple[Mapping[str, Any], ...] = ()
     costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     test: Arrays = field(default_factory=dict)
     test_files: tuple[str, ...] = ()
     quantization: Mapping[str, Any] = field(default_factory=dict)
+    budget: Mapping[str, Any] = field(default_factory=dict)
 
 def contents(run: Run, predicted: Written | None = None) -> Document:
     """All that the report says.
@@ -86,6 +88,7 @@ def contents(run: Run, predicted: Written | None = None) -> Document:
         Section("training", "What was trained", tuple(_training(run))),
         Section("data", "Data", tuple(_data(run))),
         Section("ranking", "Ranking of votes", tuple(_ranking(run))),
+        Section("choice", "How sure the choice is", tuple(_choice(run))),
         Section("masks", "Masks", tuple(_masks(run))),
         Section("baselines", "Baselines", tuple(_baselines(run))),
         Section("curves", "Curves and thresholds", tuple(_curves(run))),
@@ -102,44 +105,6 @@ def contents(run: Run, predicted: Written | None = None) -> Document:
     )
 
 
-# --- words ------------------------------------------------------------------------------------------------------------
-
-
-def figure(value: float, digits: int = 3) -> str:
-    """A figure of the report, such as `0.921`; a dash where it is no number."""
-    return f"{value:.{digits}f}" if np.isfinite(value) else "\u2013"
-
-
-def interval(found: Mapping[str, Any]) -> str:
-    """`0.921 (0.856 to 0.979)`."""
-    return f"{figure(found['value'])} ({figure(found['low'])} to {figure(found['high'])})"
-
-
-def listed(names: Iterable[str]) -> str:
-    """`a, b and c`."""
-    *first, last = names
-    return f"{', '.join(first)} and {last}" if first else last
-
-
-def number(count: float) -> str:
-    """`12,345`."""
-    return f"{count:,.0f}"
-
-
-def slug(text: str) -> str:
-    """Lower-case letters, digits and hyphens of a name."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"
-
-
-def duration(seconds: float) -> str:
-    """`41 s`, `3 min 20 s` or `2 h 5 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, left = divmod(minutes, 60)
-    return f"{hours} h {left} min" if hours else f"{minutes} min {rest} s"
-
-
 def names_of(run: Run) -> list[str]:
     """The backbones, in the recipe's order."""
     return [one["name"] for one in run.selection["backbones"]]
@@ -154,15 +119,11 @@ def _abstract(run: Run) -> str:
     selection, metric = run.selection, run.selection["metrics"]
     backbones, members = names_of(run), selection["members"]
     return (
-        f"{_count(len(members), 'classifier')} on the features of {listed(backbones)}, trained by relevance-based feature "
-        f"masking. The best vote, chosen among {number(len(run.ranking))} combinations on the devel split, reaches a ROC "
-        f"AUC of {interval(metric['vote'])} there; chosen and measured on different recordings it is "
+        f"{counted(len(members), 'classifier')} on the features of {listed(backbones)}, trained by relevance-based feature "
+        f"masking. The vote, chosen among {number(len(run.ranking))} combinations on the devel split, reaches a ROC AUC of "
+        f"{interval(metric['vote'])} there; votes chosen in the same way and measured on other recordings reach "
         f"{interval(metric['nested'])}."
     )
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{number(count)} {noun}{'' if count == 1 else 's'}"
 
 
 # --- result -----------------------------------------------------------------------------------------------------------
@@ -297,7 +258,7 @@ def _data(run: Run) -> Iterable[Block]:
     simulated = run.selection["recipe"]["data"].get("simulated_clips", 0)
     if simulated:
         yield Paragraph(
-            f"To the training split were added {_count(simulated, 'simulated call')} and as many clips of simulated sea "
+            f"To the training split were added {counted(simulated, 'simulated call')} and as many clips of simulated sea "
             "without calls; they are counted in the table and not in the fingerprint."
         )
     yield Table(
@@ -308,11 +269,23 @@ def _data(run: Run) -> Iterable[Block]:
     )
     yield Table(
         "Sources and their licences, as each source states it",
-        ("source", "licence", "split", "clips"),
-        cells((one["repository"], one["licence"], one["split"], number(one["clips"])) for one in found["sources"]),
-        left=(0, 1, 2),
+        ("source", "licence", *_splits(found["sources"])),
+        cells(_sources(found["sources"])),
+        left=(0, 1),
     )
     yield from _set_aside(found["set_aside"])
+
+
+def _splits(sources: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(one["split"] for one in sorted(sources, key=lambda one: SPLITS.index(one["split"]))))
+
+
+def _sources(sources: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, ...]]:
+    """Clips by source and licence, a column per split."""
+    splits = _splits(sources)
+    for key in dict.fromkeys((one["repository"], one["licence"]) for one in sources):
+        clips = {one["split"]: one["clips"] for one in sources if (one["repository"], one["licence"]) == key}
+        yield *key, *(number(clips.get(split, 0)) for split in splits)
 
 
 def _part(one: Mapping[str, Any]) -> tuple[str, ...]:
@@ -324,7 +297,7 @@ def _set_aside(faults: Sequence[Mapping[str, str]]) -> Iterable[Block]:
         yield Paragraph("No file was set aside.")
         return
     rows = cells((fault["file_name"], fault["reason"]) for fault in faults)
-    yield Table(f"{_count(len(faults), 'file')} set aside", ("file", "reason"), rows, left=(0, 1))
+    yield Table(f"{counted(len(faults), 'file')} set aside", ("file", "reason"), rows, left=(0, 1))
 
 
 # --- ranking ----------------------------------------------------------------------------------------------------------
@@ -358,11 +331,12 @@ def _rule(run: Run) -> str:
 def _single_members(run: Run, chosen: int) -> Iterable[Block]:
     aucs = np.array([auc for auc, _ in run.ranking])
     ranks = {names[0]: place + 1 for place, (_, names) in enumerate(run.ranking) if len(names) == 1}
-    found = run.selection["metrics"]["members"]
+    found, precision = run.selection["metrics"]["members"], run.analysis["average_precision"]["members"]
     yield Table(
         "Single members",
-        ("member", "rank among all votes", "AUC on devel (95 % interval)"),
-        cells((name, number(rank), interval(found[name])) for name, rank in ranks.items()),
+        ("member", "rank among all votes", "AUC on devel", "average precision on devel"),
+        cells((name, number(rank), interval(found[name]), interval(precision[name])) for name, rank in ranks.items()),
+        notes=(f"In brackets 95 % intervals, recordings resampled. {_chance(run)}",),
     )
     told = "; ".join(f"{name} {rank}" for name, rank in ranks.items())
     yield Picture(
@@ -374,8 +348,49 @@ def _single_members(run: Run, chosen: int) -> Iterable[Block]:
     )
 
 
+def _chance(run: Run) -> str:
+    found = run.analysis["average_precision"]
+    return f"Average precision of the vote: {interval(found['vote'])}; calling every clip gives {figure(found['chance'])}."
+
+
 def _lines(run: Run) -> list[pictures.Line]:
     return pictures.lines_of(run.selection["members"], names_of(run))
+
+
+# --- choice -----------------------------------------------------------------------------------------------------------
+
+
+def _choice(run: Run) -> Iterable[Block]:
+    found, rule = run.analysis["nested"], _rule(run)
+    yield Paragraph(
+        f"In each of {number(found['auc']['draws'])} resamples of the devel recordings a vote was chosen on the recordings "
+        f"drawn and measured on those left out.{rule} {counted(found['distinct'], 'different vote')} were chosen; their "
+        f"mean AUC on the recordings left out is {interval(found['auc'])}."
+    )
+    names, values = zip(*sorted(found["members"].items(), key=lambda one: -one[1]))
+    told = "; ".join(f"{name} {percent(value)}" for name, value in zip(names, values))
+    yield Picture(
+        "stability",
+        pictures.shares(names, np.array(values), _lines(run), "share of the resamples whose choice held the member"),
+        f"Share of the resamples whose choice held each member: {told}.",
+        "Stability of the choice: how often a vote chosen on resampled recordings held each member.",
+    )
+    yield Table(
+        "The votes chosen most often",
+        ("vote", "share of the resamples"),
+        cells((" + ".join(one["members"]), f"{100 * one['share']:.1f} %") for one in found["combinations"][:SHOWN]),
+    )
+    yield _against(run)
+
+
+def _against(run: Run) -> Table:
+    optimistic, honest = run.analysis["differences"], run.analysis["nested"]["against"]
+    return Table(
+        "What voting gains over single members without a mask, differences of AUC",
+        ("single member", "this vote, where it was chosen", "votes chosen and measured on different recordings"),
+        cells((name, signed(one), signed(honest[name])) for name, one in optimistic.items()),
+        notes=("Paired by resample of recordings, 95 % intervals. The first column is optimistic, the second is not.",),
+    )
 
 
 # --- masks ------------------------------------------------------------------------------------------------------------
@@ -462,27 +477,83 @@ def _curves(run: Run) -> Iterable[Block]:
             Picture(
                 "precision-recall",
                 pictures.precision_recall(run.curves, lines, float(labels.mean())),
-                f"Precision against recall on devel; {labels.mean():.0%} of the clips are orca.",
+                f"Precision against recall on devel; {percent(labels.mean())} of the clips are orca.",
                 f"Precision and recall of the devel clips, lines as beside. Dashed: every clip called orca "
-                f"({labels.mean():.0%} are).",
+                f"({percent(labels.mean())} are).",
             ),
         )
     )
+    yield from _calibration(run.analysis["calibration"])
     yield from _thresholds(run)
 
 
+def _calibration(found: Mapping[str, Any]) -> Iterable[Block]:
+    if "left_out" in found:
+        yield Paragraph(f"Calibration was not measured: {found['left_out']}.")
+        return
+    before, after = found["before"], found["after"]
+    errors = ", ".join(
+        f"{name} calibration {figure(one['ece'])} (Brier score {figure(one['brier'])})"
+        for name, one in (("without", before), ("with", after))
+    )
+    yield Picture(
+        "reliability",
+        pictures.reliability(before["reliability"], after["reliability"]),
+        f"Reliability diagram of the vote on devel: share of orca clips against confidence. Expected calibration error "
+        f"{errors}.",
+        f"Reliability of the vote's confidence on the devel clips, in bins of about equal numbers of clips, with Wilson's "
+        f"95 % intervals. Expected calibration error {errors}. Calibrated: sigmoid({found['slope']:.2f} logit + "
+        f"{found['shift']:.2f}), each clip by a fit to the other of {found['folds']} folds of recordings. The order of "
+        "clips, and so the AUC, stays as it is.",
+    )
+
+
+def _false_alarms(run: Run) -> Iterable[Block]:
+    points, labels = run.analysis["false_alarms"], run.devel["label"] == "orca"
+    highest = metrics.clip_highest(_vote_windows(run), run.devel["window_clip"], len(labels))
+    found, hours = metrics.curves(highest, labels), run.analysis["clips"]["noise_hours"]
+    per_hour = found["false_positive_rate"] * np.sum(~labels) / hours
+    told = "; ".join(f"{percent(one['recall'])} {one['false_alarms_per_hour']['value']:.0f}" for one in points)
+    yield Picture(
+        "false-alarms",
+        pictures.false_alarms(found["recall"], per_hour, points),
+        f"False alarms per hour of noise against recall on devel: {told}.",
+        f"False alarms per hour of noise against recall, by the highest window of each clip; at most one a clip. Points: "
+        f"chosen recalls with 95 % intervals, thresholds chosen anew on each resample. {number(60 * hours)} minutes of noise.",
+    )
+    rows = (
+        (
+            percent(one["wanted"]),
+            percent(one["recall"]),
+            figure(one["threshold"]),
+            interval(one["precision"]),
+            number(one["false_alarms"]),
+            interval(one["false_alarms_per_hour"], 0),
+        )
+        for one in points
+    )
+    yield Table(
+        "Thresholds by recall on devel",
+        ("recall wanted", "reached", "threshold", "precision", "noise clips called", "false alarms per hour of noise"),
+        cells(rows),
+        left=(),
+        notes=("Thresholds were chosen on the clips that they are measured on; the intervals hold that uncertainty.",),
+    )
+
+
 def _thresholds(run: Run) -> Iterable[Block]:
+    yield from _false_alarms(run)
     found = run.selection["thresholds"]
     yield Paragraph(
         f"An event starts at {figure(found['start'])} and ends below {figure(found['stop'])}. Chosen on devel, where a clip "
-        f"counts as called when its highest window reaches the start, that finds {found['recall']:.0%} of the orca clips "
-        f"with a precision of {found['precision']:.0%} and calls {_count(found['false_alarms'], 'noise clip')} orca, "
+        f"counts as called when its highest window reaches the start, that finds {percent(found['recall'])} of the orca clips "
+        f"with a precision of {percent(found['precision'])} and calls {counted(found['false_alarms'], 'noise clip')} orca, "
         f"{found['false_alarms_per_hour']:.0f} per hour of noise. Noise here is a collection of hard sounds, not a season "
         "at sea: rates at a site will differ.",
         caution=True,
     )
     kinds = sorted(found["false_alarms_by_kind"].items(), key=lambda one: (-one[1][0], one[0]))
-    rows = ((kind, number(alarms), number(clips), f"{alarms / clips:.0%}") for kind, (alarms, clips) in kinds)
+    rows = ((kind, number(alarms), number(clips), f"{percent(alarms / clips)}") for kind, (alarms, clips) in kinds)
     yield Table(
         "False alarms on devel by kind of sound",
         ("kind of noise", "clips called orca", "clips", "share"),
@@ -494,7 +565,109 @@ def _thresholds(run: Run) -> Iterable[Block]:
 
 
 def _edge(run: Run) -> Iterable[Block]:
-    return ()
+    if run.quantization:
+        yield from _quantization(run.quantization)
+    if run.budget:
+        yield from _budget(run.budget)
+
+
+def _quantization(found: Mapping[str, Any]) -> Iterable[Block]:
+    yield Paragraph(
+        f"Measured through the code that the edge runs ({found['runtime']}, one thread of {found['machine']}): "
+        f"{counted(found['clips'], 'devel clip')} in {counted(found['windows'], 'window')}; times are medians of "
+        f"{counted(found['timed_windows'], 'window')}."
+    )
+    yield Table(
+        "Quantized backbones",
+        (
+            *("backbone", "variant", "size (MB)", "features (ms per window)", "relevance (ms per window)"),
+            *("features' SNR (dB)", "bits of the negative mask flipped"),
+        ),
+        cells(
+            (name, variant, *_variant(one))
+            for name, entry in found["backbones"].items()
+            for variant, one in entry["variants"].items()
+        ),
+        left=(0, 1),
+        notes=("SNR: signal-to-quantization-noise ratio over all devel windows, against the float32 file.",),
+    )
+    vote = found["vote"]
+    yield Table(
+        f"The vote ({' + '.join(vote['members'])}), quantized",
+        ("variant", "size (MB)", "time (ms per window)", "AUC on devel", "AUC lost", "largest difference of a window"),
+        cells(_quantized(variant, one) for variant, one in vote["variants"].items()),
+        notes=(f"The training side's AUC is {interval(vote['trained'])}; lost: that minus this, paired by resample.",),
+    )
+    yield Table(
+        "AUC lost by quantization, member by member",
+        ("member", "trained", *vote["variants"]),
+        cells(
+            (name, figure(one["trained"]["value"], 4), *(signed(v["loss"], 4) for v in one["variants"].values()))
+            for name, one in found["members"].items()
+        ),
+    )
+
+
+def _variant(one: Mapping[str, Any]) -> tuple[str, ...]:
+    noise, flipped = one["snr_db"], one["mask_bits_flipped"]
+    return (
+        f"{one['bytes'] / 1e6:.1f}",
+        f"{one['features_ms']:.1f}",
+        f"{one['explain_ms']:.0f}",
+        "" if noise is None else f"{noise:.1f}",
+        "" if flipped is None else f"{100 * flipped:.2f} %",
+    )
+
+
+def _quantized(variant: str, one: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        variant,
+        f"{one['bytes'] / 1e6:.1f}",
+        f"{one['features_ms']:.1f}",
+        interval(one["auc"]),
+        signed(one["loss"], 4),
+        f"{one['largest_difference']:.2g}",
+    )
+
+
+def _budget(found: Mapping[str, Any]) -> Iterable[Block]:
+    limits = [f"{found[key]:g} {unit}" for key, unit in (("most_ms", "ms per window"), ("most_mb", "MB")) if found[key]]
+    within = f"within {listed(limits)}" if limits else "without a limit"
+    chosen = found["chosen"]
+    yield Paragraph(
+        f"For the buoy the best vote {within} is {' + '.join(chosen['members'])}: AUC {figure(chosen['auc'])} on devel at "
+        f"{chosen['ms']:.0f} ms per window and {chosen['mb']:.1f} MB. Chosen on devel, so optimistic.",
+        caution=True,
+    )
+    yield Row(tuple(_front(found, by, label) for by, label in COSTS.items()))
+    yield Table(
+        "The Pareto front of AUC against time",
+        ("vote", "backbones", "ms per window", "MB", "AUC on devel"),
+        cells(
+            (" + ".join(one["members"]), " + ".join(one["backbones"]), f"{one['ms']:.1f}", f"{one['mb']:.1f}", *_auc(one))
+            for one in found["front"]["ms"]
+        ),
+        left=(0, 1),
+    )
+
+
+COSTS = {"ms": "time per window (ms, one thread)", "mb": "size of the backbones (MB)"}
+
+
+def _auc(one: Mapping[str, Any]) -> tuple[str]:
+    return (figure(one["auc"], 4),)
+
+
+def _front(found: Mapping[str, Any], by: str, label: str) -> Picture:
+    points = {name: (found[name][by], found[name]["auc"]) for name in ("trained", "chosen")}
+    front = [(one[by], one["auc"]) for one in found["front"][by]]
+    told = "; ".join(f"{cost:.3g}: {auc:.3f}" for cost, auc in front)
+    return Picture(
+        f"front-{by}",
+        pictures.front(front, points["trained"], points["chosen"], label),
+        f"Pareto front of ROC AUC against {label}: {told}.",
+        f"Best ROC AUC on devel that can be had for the {label}.",
+    )
 
 
 # --- test -------------------------------------------------------------------------------------------------------------
@@ -509,7 +682,7 @@ def _test(run: Run, predicted: Written | None) -> Iterable[Block]:
     else:
         yield Paragraph("The test split has no labels here, so no figure can be given for it.")
     yield Paragraph(
-        f"{_count(predicted.files, 'file')} predicted, {number(predicted.orca)} of them orca at a threshold of "
+        f"{counted(predicted.files, 'file')} predicted, {number(predicted.orca)} of them orca at a threshold of "
         f"{figure(predicted.threshold)}, the one of equal errors on devel. {CSV} holds file, class and score, {ARFF} the "
         "same in the form of the ComParE challenge, in the order of the labels."
     )
@@ -561,7 +734,7 @@ def _vote_windows(run: Run) -> NDArray[np.float64]:
 def _card(run: Run, one: examples.Chosen, heard: Mapping[str, examples.Heard], place: int, name: str) -> Card:
     clip = {key: str(run.devel[key][one.clip]) for key in ("file_name", "group", "kind", "label")}
     panels = _panels(heard, place)
-    spread = listed(f"{panel.name} {panel.share:.0%}" for panel in panels)
+    spread = listed(f"{panel.name} {percent(panel.share)}" for panel in panels)
     return Card(
         clip["file_name"],
         (
