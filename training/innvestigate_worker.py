@@ -5,8 +5,8 @@ exchanges files. Nothing else imports this module.
 
 IN.npz holds `architecture` (the model as Keras JSON, ending in logits), `weight_0`, `weight_1`, ... (as `get_weights`
 gives them), `inputs` (samples first), `neuron` (an index, or -1 for the neuron of highest activation,
-iNNvestigate's default) and `batch_size`. OUT.npz holds `relevance` (shaped like `inputs`), `logits`, `peak_mb` and
-`versions` (names and versions as text).
+iNNvestigate's default) and `batch_size`. OUT.npz holds `relevance` (shaped like `inputs`), `logits`, `peak_mb`,
+`seconds` (of the analysis, the first batch's tracing included) and `versions` (names and versions as text).
 
 What `deep_taylor` does there: the chosen logit's positive part is spread by the z+ rule (bias ignored) through every
 layer with a kernel, the linear output included; pooling follows the gradient. A sample whose chosen logit is not
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import resource
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,27 @@ def _analyse(model: Any, inputs: Any, neuron: int, batch_size: int) -> Any:
 def main(source: Path, target: Path) -> None:
     """Analyse the model and inputs in `source`, write `target`."""
     tf.compat.v1.disable_eager_execution()
+    _leave_operations_bare()
     with np.load(source) as stored:
         model, inputs = _model(stored), stored["inputs"]
         neuron, batch_size = int(stored["neuron"]), int(stored["batch_size"])
+    started = time.perf_counter()
     relevance = _analyse(model, inputs, neuron, batch_size)
+    seconds = time.perf_counter() - started
     logits = model.predict(inputs, batch_size=batch_size, verbose=0)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    np.savez(target, relevance=relevance, logits=logits, peak_mb=peak_mb, versions=_versions())
+    np.savez(target, relevance=relevance, logits=logits, peak_mb=peak_mb, seconds=seconds, versions=_versions())
+
+
+def _leave_operations_bare() -> None:
+    """Let Keras take iNNvestigate's TensorFlow operations as they are.
+
+    It otherwise wraps each into a layer of its own and walks the graph anew every time, which for a network of an
+    Inception's size does not end. The switch is private to Keras: without it, nothing but the time changes.
+    """
+    from keras.src.engine import base_layer_utils
+
+    base_layer_utils._UNSAFE_GRAPH_OP_LAYER_CREATION = True
 
 
 def _versions() -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import heads, steps
+from . import backbones, heads, storage
 from .recipe import BackboneSettings, backbone_of
 from .relevance_stage import HIGHEST, ORCA, all_zero, analyse, head_model, stack_model
 
@@ -26,13 +26,13 @@ def report(run: Path, windows: int) -> str:
     windows : devel windows that are compared, spread evenly.
     """
     result = run if (run / "selection.json").is_file() else run / "result"
-    selection = steps.load_json(result / "selection.json")
+    selection = storage.load_json(result / "selection.json")
     trained = heads.load_heads(result / "heads.npz")
     columns = ("network", "neuron", "windows", "all zero", "largest difference / largest relevance", "sum / logit")
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for entry in selection["backbones"]:
         plugin = backbone_of(entry["name"], BackboneSettings(entry["front_end"], entry["weights"]))
-        backbone = steps.load_model(plugin, result / entry["weights"])
+        backbone = backbones.load_model(plugin, result / entry["weights"])
         spectrograms = _some(np.load(result / entry["spectrograms"], mmap_mode="r"), windows)
         batch = spectrograms.reshape(-1, *plugin.front_end.shape)
         for neuron in NEURONS:

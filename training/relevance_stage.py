@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,20 @@ class Relevance:
     values : shaped like the inputs, samples first.
     logits : the model's outputs, shape (samples, 2).
     peak_mb : memory of the process that computed it.
+    seconds : of the analysis alone, without starting the process and building the model.
     versions : what computed it.
     """
 
     values: Array
     logits: Array
     peak_mb: float
+    seconds: float
     versions: str
 
 
-def analyse(model: Any, inputs: Array, neuron: int = HIGHEST, batch_size: int = 256) -> Relevance:
+def analyse(
+    model: Any, inputs: Array, neuron: int = HIGHEST, batch_size: int = 256, limit_s: float | None = None
+) -> Relevance:
     """iNNvestigate's `deep_taylor` of a Keras model (paper section 2.3).
 
     Parameters
@@ -51,32 +56,39 @@ def analyse(model: Any, inputs: Array, neuron: int = HIGHEST, batch_size: int = 
     inputs : samples first.
     neuron : index of the logit to explain, or HIGHEST for each sample's own prediction, iNNvestigate's default.
     batch_size : samples at a time.
+    limit_s : the process is ended after this long.
 
     Raises
     ------
-    TrainingError : the process failed; the text ends with what it said.
+    TrainingError : the process failed, was killed (out of memory) or took longer; the text ends with what it said.
     """
     with tempfile.TemporaryDirectory() as name:
         source, target = Path(name) / "in.npz", Path(name) / "out.npz"
         weights = {f"weight_{k}": weight for k, weight in enumerate(model.get_weights())}
         request = {"architecture": model.to_json(), "neuron": neuron, "batch_size": batch_size, **weights}
         np.savez(source, inputs=inputs, **request)
-        _run(source, target)
+        _run(source, target, limit_s)
         with np.load(target) as stored:
             return Relevance(
                 np.asarray(stored["relevance"], np.float32),
                 stored["logits"],
                 float(stored["peak_mb"]),
+                float(stored["seconds"]),
                 str(stored["versions"]),
             )
 
 
-def _run(source: Path, target: Path) -> None:
+def _run(source: Path, target: Path, limit_s: float | None) -> None:
     command = [sys.executable, "-m", WORKER, str(source), str(target)]
     environment = {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ}
-    # Not from the repository's root, where ./orcawatch would hide the installed package's mapped subpackages.
-    elsewhere = source.parent
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=elsewhere, check=False)
+    how: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True, "env": environment, "timeout": limit_s}
+    try:
+        # Not from the repository's root, where ./orcawatch would hide the installed package's mapped subpackages.
+        done = subprocess.run(command, **how, cwd=source.parent, check=False)
+    except subprocess.TimeoutExpired as fault:
+        raise TrainingError(f"iNNvestigate did not finish within {limit_s:g} s and was ended") from fault
+    if done.returncode == -signal.SIGKILL:
+        raise TrainingError("iNNvestigate was killed, as the system does with a process that fills its memory")
     if done.returncode:
         raise TrainingError(f"iNNvestigate failed (exit status {done.returncode}): {done.stderr[-ERROR_TAIL:]}")
 
@@ -88,8 +100,53 @@ def head_model(head: Head) -> Any:
     return model
 
 
+def of_network(
+    backbone: Any,
+    head: Head,
+    spectrograms: Array,
+    neuron: int = HIGHEST,
+    batch_size: int = 8,
+    limit_s: float | None = None,
+) -> Relevance:
+    """Relevance of spectrograms (windows, height, width, planes) through a folded backbone and a head.
+
+    iNNvestigate multiplies the relevance of a tensor that one layer reads k times by k. A network that begins by
+    repeating its plane is therefore analysed from there on, and the repeated planes' relevance is added.
+
+    Raises
+    ------
+    TrainingError : as `analyse`.
+    """
+    repeated = _repeated_input(backbone)
+    if repeated is None:
+        return analyse(stack_model(backbone, head), spectrograms, neuron, batch_size, limit_s)
+    layer, times = repeated
+    model = stack_model(_behind(backbone, layer), head)
+    found = analyse(model, np.tile(spectrograms, (1, 1, 1, times)), neuron, batch_size, limit_s)
+    planes = spectrograms.shape[-1]
+    values = found.values.reshape(*found.values.shape[:-1], times, planes).sum(axis=-2)
+    return replace(found, values=values)
+
+
+def _repeated_input(backbone: Any) -> tuple[Any, int] | None:
+    """The concatenation that reads nothing but the network's input, and how often; None where there is none."""
+    (first,) = backbone.inputs
+    for layer in backbone.layers:
+        given = layer.input
+        if type(layer).__name__ == "Concatenate" and all(tensor is first for tensor in given):
+            return layer, len(given)
+    return None
+
+
+def _behind(backbone: Any, layer: Any) -> Any:
+    """The part of a network that follows a layer, with an input of its own."""
+    from tensorflow.keras import Model
+
+    return Model(layer.output, backbone.output)
+
+
 def stack_model(backbone: Any, head: Head) -> Any:
-    """Keras chain of a backbone and a head: spectrograms -> logits, one flat graph as iNNvestigate needs it."""
+    """Keras model of a folded backbone and a head: spectrograms -> logits, one flat graph as iNNvestigate needs it."""
     from tensorflow.keras import Model, layers
 
     units = len(head["hidden_bias"])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from orcawatch.errors import TrainingError
+from orcawatch.folding import fold
 from orcawatch.masking import negative_mask
 from orcawatch.relevance import backbone_relevance, head_relevance
 from orcawatch.training import heads
 from orcawatch.training.parity import relative_difference
-from orcawatch.training.relevance_stage import ORCA, all_zero, analyse, head_model, neurons, of_head, stack_model
+from orcawatch.training.relevance_stage import ORCA, all_zero, analyse, head_model, neurons, of_head, of_network
 
 SIZE = 9
 
@@ -95,11 +98,25 @@ def test_a_whole_network_goes_through(head: dict[str, np.ndarray]) -> None:
         first, layers.GlobalAveragePooling2D()(layers.Conv2D(SIZE, 3, padding="same", activation="relu")(x))
     )
     batch = np.random.default_rng(5).standard_normal((6, 8, 6, 1)).astype(np.float32)
-    theirs = analyse(stack_model(backbone, head), batch, batch_size=4)
+    theirs = of_network(backbone, head, batch, batch_size=4)
     of_features = head_relevance(np.asarray(backbone(batch)), head, "highest")
     own = np.asarray(backbone_relevance(backbone, batch, of_features, "gradient"))
     assert theirs.values.shape == batch.shape
     assert relative_difference(own, theirs.values) < 1e-6
+
+
+def test_a_folded_inception_goes_through(inception: Any) -> None:
+    folded = fold(inception)
+    generator = np.random.default_rng(13)
+    shapes = ((folded.output_shape[1], 256), (256,), (256, 2), (2,))
+    head = {key: generator.standard_normal(s).astype(np.float32) / 8 for key, s in zip(heads.KEYS, shapes)}
+    batch = generator.standard_normal((3, 20, 20, 1)).astype(np.float32)
+    theirs = of_network(folded, head, batch)
+    of_features = head_relevance(folded(batch), head, "highest")
+    own = np.asarray(backbone_relevance(folded, batch, of_features, "gradient"))
+    assert np.abs(theirs.values).max() > 0.01
+    assert theirs.values.shape == batch.shape
+    assert relative_difference(own, theirs.values) < 1e-5
 
 
 def test_a_negative_mask_of_no_relevance_removes_nothing() -> None:
