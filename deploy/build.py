@@ -1,13 +1,11 @@
-"""Make a bundle out of a training run, and verify it window by window through the edge's own code.
-
-Reads only the folder that a run leaves (`RUN/result`, laid out as `orcawatch.training.pipeline` documents).
-"""
+"""Make a bundle out of a training run, and verify it window by window through the edge's own code."""
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,124 +15,120 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._version import __version__
-from ..backbone import load_backbone
-from ..bundle import CARD, Bundle, load_bundle, write_bundle
+from ..bundle import CARD, load_bundle, write_bundle
 from ..ensemble import Ensemble
 from ..errors import InputError
 from ..interpreter import runtime_name
-from ..metrics import Interval, auc_interval
-from ..spectrogram import front_end_from_dict
+from ..metrics import Interval, auc_interval, clip_means, event_thresholds
 from .card import model_card
+from .models import Exported, exported
+from .quantize import Progress
+from .run import Array, Run, heads, needed_backbones
 
-Array = NDArray[np.float32]
-Progress = Callable[[Any], Any]
+Floats = NDArray[np.floating[Any]]
+HEADS = "heads.tflite"
+# Figures of the selection's metrics that belong to its own vote alone.
+OF_THE_VOTE = ("vote", "nested", "uncalibrated_vote")
 
 
 @dataclass(frozen=True)
-class Run:
-    """The result of a training run, read."""
+class Plan:
+    """What a bundle is to hold.
 
-    folder: Path
-    selection: Mapping[str, Any]
+    Attributes
+    ----------
+    vote : the members whose confidences are averaged.
+    members : the heads in it, the vote's among them.
+    quantization : variant of each backbone in it.
+    """
 
-    def arrays(self, name: str) -> dict[str, Any]:
-        """The arrays of one of its npz files."""
-        with np.load(self.folder / name) as stored:
-            return dict(stored)
-
-
-def read_run(folder: Path) -> Run:
-    """Read `folder/result/selection.json`; raises InputError where the run is not finished."""
-    result = folder / "result"
-    path = result / "selection.json"
-    if not path.is_file():
-        raise InputError(f"{folder} holds no finished run: {path} is missing; `orcawatch train run` makes it")
-    return Run(result, json.loads(path.read_text(encoding="utf-8")))
+    vote: tuple[str, ...]
+    members: tuple[str, ...]
+    quantization: Mapping[str, str]
 
 
-def build_bundle(run: Run, folder: Path, quantization: str, progress: Progress = iter) -> None:
-    """Export the run's vote, measure the export on the run's devel windows, and write both as a bundle.
+def plan_bundle(run: Run, quantization: Mapping[str, str], vote: Sequence[str], all_members: bool = False) -> Plan:
+    """The vote's members and the backbones they need; with `all_members` every head that those backbones can serve.
+
+    Parameters
+    ----------
+    run : from `read_run`.
+    quantization : variant by backbone, for each that the vote needs.
+    vote : names of members.
+    all_members : keep the heads outside the vote too; they cost little and their scores can be compared.
+
+    Raises
+    ------
+    InputError : an empty vote, or a backbone without a variant.
+    """
+    backbones = needed_backbones(run, vote)
+    if not backbones:
+        raise InputError(f"a vote needs one of {[entry['name'] for entry in run.members]}, not {list(vote)}")
+    if missing := [name for name in backbones if name not in quantization]:
+        raise InputError(f"no quantization is given for {missing}")
+    served = [entry["name"] for entry in run.members if all_members and set(entry["backbones"]) <= set(backbones)]
+    members = tuple(entry["name"] for entry in run.members if entry["name"] in {*vote, *served})
+    return Plan(tuple(vote), members, {name: quantization[name] for name in backbones})
+
+
+def build_bundle(run: Run, folder: Path, plan: Plan, progress: Progress = iter) -> None:
+    """Export a vote, measure the export on the run's devel windows, and write both as a bundle.
+
+    The thresholds are those of the exported scores, by the rule that the training side uses.
 
     Parameters
     ----------
     run : from `read_run`.
     folder : the bundle's, which must not exist.
-    quantization : of the backbones: `float32` or `dynamic`. Heads and masks stay float32.
+    plan : from `plan_bundle`.
     progress : wraps the iteration over the windows, for a progress bar.
+
+    Raises
+    ------
+    BundleError : the folder exists.
+    OrcawatchError : the disk refuses; nothing is left under the folder's name.
     """
-    files, manifest = _export(run, quantization)
+    if folder.exists():
+        raise InputError(f"{folder} exists already: name a new folder, or move the old bundle away")
+    models = {name: exported(run, name, quantization) for name, quantization in plan.quantization.items()}
+    files, manifest = _files(run, plan, models), _manifest(run, plan, models)
     with tempfile.TemporaryDirectory() as scratch:
         write_bundle(Path(scratch) / "bundle", manifest, {**files, CARD: b""})
-        exported = verify_bundle(run, Path(scratch) / "bundle", progress)
-    manifest = {**manifest, "exported": asdict(exported)}
+        passed = score_windows(run, Path(scratch) / "bundle", progress)
+    found = {"exported": asdict(_verification(run, passed)), "thresholds": _thresholds(run, plan.vote, passed)}
+    manifest = {**manifest, **found}
     write_bundle(folder, manifest, {**files, CARD: model_card(manifest).encode()})
 
 
-def _export(run: Run, quantization: str) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Files of the bundle but for its card, and its manifest but for the export's own figures."""
+def _files(run: Run, plan: Plan, models: Mapping[str, Exported]) -> dict[str, bytes]:
+    """Content of the bundle's files but for its card."""
     from .export import export_heads
 
-    backbones = _needed_backbones(run.selection)
-    files = {f"{entry['name']}.tflite": _export_backbone(run, entry, quantization) for entry in backbones}
-    sizes = {entry["name"]: int(entry["feature_size"]) for entry in backbones}
-    heads = _heads(run, [entry for entry in run.selection["members"] if entry["backbone"] in sizes])
-    files["heads.tflite"] = export_heads(heads, run.selection["vote"], sizes)
-    return files, _manifest(run.selection, backbones, [head["name"] for head in heads], quantization)
+    files = {
+        name: path.read_bytes()
+        for backbone, one in models.items()
+        for name, path in zip(_file_names(backbone).values(), one.files)
+    }
+    sizes = {name: int(run.backbones[name]["feature_size"]) for name in models}
+    return {**files, HEADS: export_heads(heads(run, plan.members), plan.vote, sizes)}
 
 
-def _needed_backbones(selection: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The backbones whose features a member of the vote takes."""
-    voting = {entry["backbone"] for entry in selection["members"] if entry["name"] in selection["vote"]}
-    return [entry for entry in selection["backbones"] if entry["name"] in voting]
+def _file_names(backbone: str) -> dict[str, str]:
+    return {"file": f"{backbone}.tflite", "explain_file": f"{backbone}-explain.tflite"}
 
 
-def _export_backbone(run: Run, entry: Mapping[str, Any], quantization: str) -> bytes:
-    from .export import export_backbone
-
-    model = load_backbone(entry["name"], front_end_from_dict(entry["front_end"])).build_keras()
-    weights = run.arrays(entry["weights"])
-    model.set_weights([weights[name] for name in sorted(weights)])
-    return export_backbone(model, quantization)
-
-
-def _heads(run: Run, members: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The heads as `export.export_heads` takes them."""
-    weights, masks = run.arrays("heads.npz"), run.arrays("masks.npz")
-    heads = []
-    for entry in members:
-        head = {"name": entry["name"], "backbones": [entry["backbone"]], "mask": entry["mask"]}
-        head["weights"] = _of_member(weights, entry["name"])
-        if entry["mask"] == "minimal":
-            head["minimal_mask"] = masks[f"{entry['backbone']}/minimal"]
-        if entry["mask"] == "negative":
-            head["base"] = _of_member(weights, entry["relevance_of"])
-        heads.append(head)
-    return heads
-
-
-def _of_member(weights: Mapping[str, Array], member: str) -> dict[str, Array]:
-    return {part: weights[f"{member}/{part}"] for part in ("hidden_kernel", "hidden_bias", "kernel", "bias")}
-
-
-def _manifest(
-    selection: Mapping[str, Any], backbones: list[Mapping[str, Any]], members: list[str], quantization: str
-) -> dict[str, Any]:
-    described = [
-        {
-            "name": entry["name"],
-            "file": f"{entry['name']}.tflite",
-            "feature_size": entry["feature_size"],
-            "front_end": entry["front_end"],
-            "quantization": quantization,
-        }
-        for entry in backbones
-    ]
-    copied = ("name", "vote", "hop_s", "channel_fusion", "thresholds", "metrics", "all_zero", "masks", "data")
+def _manifest(run: Run, plan: Plan, models: Mapping[str, Exported]) -> dict[str, Any]:
+    """The manifest but for the export's own figures; its thresholds are the selection's until those are known."""
+    selection = run.selection
     return {
-        **{key: selection[key] for key in copied},
-        "backbones": described,
-        "heads": {"file": "heads.tflite", "quantization": "float32"},
-        "members": members,
+        **{key: selection[key] for key in ("name", "hop_s", "channel_fusion", "thresholds", "data")},
+        "vote": list(plan.vote),
+        "members": list(plan.members),
+        "fusion": {one["name"]: one["backbones"] for one in run.members if one["name"] in plan.members},
+        "metrics": _metrics(run, plan),
+        **{key: _of(selection[key], models) for key in ("all_zero", "masks")},
+        "backbones": [_backbone(run, name, one) for name, one in models.items()],
+        "heads": {"file": HEADS, "quantization": "float32"},
         "relevance": {
             "mask_neuron": "highest",
             "snapshot_neuron": "orca, from the confidence",
@@ -146,6 +140,36 @@ def _manifest(
     }
 
 
+def _of(by_backbone: Mapping[str, Any], backbones: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in by_backbone.items() if name in backbones}
+
+
+def _backbone(run: Run, name: str, one: Exported) -> dict[str, Any]:
+    entry = run.backbones[name]
+    return {
+        "name": name,
+        **{kind: file for (kind, file), _ in zip(_file_names(name).items(), one.files)},
+        **{key: entry[key] for key in ("feature_size", "front_end", "weights_source", "input_shape")},
+        "quantization": one.quantization,
+        "explained_by": one.explained_by,
+        "bytes": one.bytes,
+    }
+
+
+def _metrics(run: Run, plan: Plan) -> dict[str, Any]:
+    """Figures of the training side for what is in the bundle; the choice's own only where the vote is the run's."""
+    trained, devel = run.selection["metrics"], run.arrays("devel_scores.npz")
+    same = set(plan.vote) == set(run.selection["vote"])
+    kept = {key: value for key, value in trained.items() if key != "members" and (same or key not in OF_THE_VOTE)}
+    aucs = _aucs(run, _clips(devel, _trained(devel, plan.members), plan.members, plan.vote))
+    return {
+        **kept,
+        "members": {name: asdict(found) for name, found in aucs.items() if name != "vote"},
+        "vote": asdict(aucs["vote"]),
+        "chosen_by": "the run's own selection" if same else "hand or budget, not by the run's own selection",
+    }
+
+
 @dataclass(frozen=True)
 class Verification:
     """How a bundle, through the edge's code, compares with the training side on the devel split.
@@ -154,6 +178,7 @@ class Verification:
     ----------
     runtime : the TFLite interpreter's package.
     windows : how many were compared.
+    window_ms : median time per window of all backbones and heads, one thread, on the machine that made the bundle.
     largest_difference : of a window's confidence by member, and of a clip's score by `vote`.
     auc : ROC AUC of clips by the exported members and `vote`, with intervals by recording.
     trained_auc : the same of the training side's scores.
@@ -161,9 +186,27 @@ class Verification:
 
     runtime: str
     windows: int
+    window_ms: float
     largest_difference: Mapping[str, float]
     auc: Mapping[str, Interval]
     trained_auc: Mapping[str, Interval]
+
+
+@dataclass(frozen=True)
+class Passed:
+    """Devel windows through a bundle.
+
+    Attributes
+    ----------
+    members, vote : the bundle's.
+    scores : members' confidences, shape (windows, members).
+    window_ms : median time of a window.
+    """
+
+    members: tuple[str, ...]
+    vote: tuple[str, ...]
+    scores: Array
+    window_ms: float
 
 
 def verify_bundle(run: Run, folder: Path, progress: Progress = iter) -> Verification:
@@ -175,39 +218,57 @@ def verify_bundle(run: Run, folder: Path, progress: Progress = iter) -> Verifica
     folder : the bundle.
     progress : wraps the iteration over the windows, for a progress bar.
     """
+    return _verification(run, score_windows(run, folder, progress))
+
+
+def score_windows(run: Run, folder: Path, progress: Progress = iter) -> Passed:
+    """Pass every devel window of the run through a bundle, as the edge does, on one thread."""
     ensemble = Ensemble(load_bundle(folder))
-    bundle, devel = ensemble.bundle, run.arrays("devel_scores.npz")
-    scores = _score_windows(run, ensemble, len(devel["window_clip"]), progress)
-    trained = devel["window_scores"][:, [list(devel["members"]).index(name) for name in bundle.members]]
-    exported_clips, trained_clips = (_clip_scores(one, devel["window_clip"], bundle) for one in (scores, trained))
-    differences = {name: float(np.abs(scores - trained)[:, k].max()) for k, name in enumerate(bundle.members)}
-    differences["vote"] = float(np.abs(exported_clips["vote"] - trained_clips["vote"]).max())
-    return Verification(
-        runtime_name(), len(scores), differences, _aucs(exported_clips, devel), _aucs(trained_clips, devel)
-    )
+    spectrograms = {name: run.spectrograms(name) for name in ensemble.bundle.backbones}
+    scores, seconds = [], []
+    for k in progress(range(len(next(iter(spectrograms.values()))))):
+        window = {name: np.array(stored[k]) for name, stored in spectrograms.items()}
+        start = time.perf_counter()
+        scores.append(ensemble.score_spectrograms(window))
+        seconds.append(time.perf_counter() - start)
+    return Passed(ensemble.bundle.members, ensemble.bundle.vote, np.stack(scores), float(np.median(seconds)) * 1e3)
 
 
-def _score_windows(run: Run, ensemble: Ensemble, windows: int, progress: Progress) -> Array:
-    """Members' confidences of the run's devel windows, shape (windows, members)."""
-    spectrograms = {
-        name: np.load(run.folder / f"devel_spectrograms-{name}.npy", mmap_mode="r")
-        for name in ensemble.bundle.backbones
-    }
-    given = ({name: np.array(stored[k]) for name, stored in spectrograms.items()} for k in progress(range(windows)))
-    return np.stack([ensemble.score_spectrograms(window) for window in given])
+def _verification(run: Run, passed: Passed) -> Verification:
+    devel = run.arrays("devel_scores.npz")
+    trained = _trained(devel, passed.members)
+    found, exact = (_clips(devel, scores, passed.members, passed.vote) for scores in (passed.scores, trained))
+    differences = {name: float(np.abs(passed.scores - trained)[:, k].max()) for k, name in enumerate(passed.members)}
+    differences["vote"] = float(np.abs(found["vote"] - exact["vote"]).max())
+    aucs = (_aucs(run, clips) for clips in (found, exact))
+    return Verification(runtime_name(), len(trained), passed.window_ms, differences, *aucs)
 
 
-def _aucs(clips: Mapping[str, NDArray[np.float64]], devel: Mapping[str, Any]) -> dict[str, Interval]:
+def _clips(devel: Mapping[str, Any], scores: Array, members: Sequence[str], vote: Sequence[str]) -> dict[str, Floats]:
+    """Mean over each clip's windows, by member and for the vote; scores (windows, members)."""
+    means = clip_means(scores, devel["window_clip"], len(devel["label"]))
+    by_member: dict[str, Floats] = {name: means[:, k] for k, name in enumerate(members)}
+    return {**by_member, "vote": np.mean([by_member[name] for name in vote], axis=0)}
+
+
+def _trained(devel: Mapping[str, Any], members: Sequence[str]) -> Array:
+    """Confidences by the training side, shape (windows, members)."""
+    return np.asarray(devel["window_scores"][:, [list(devel["members"]).index(name) for name in members]])
+
+
+def _aucs(run: Run, clips: Mapping[str, Floats]) -> dict[str, Interval]:
+    devel = run.arrays("devel_scores.npz")
     orca, groups = devel["label"] == "orca", list(devel["group"])
-    return {name: auc_interval(scores, orca, groups) for name, scores in clips.items()}
+    return {name: auc_interval(scores, orca, groups, **run.resampling) for name, scores in clips.items()}
 
 
-def _clip_scores(
-    window_scores: Array, window_clip: NDArray[np.int64], bundle: Bundle
-) -> dict[str, NDArray[np.float64]]:
-    """Mean over each clip's windows, by member and for the vote."""
-    counts = np.bincount(window_clip)
-    by_member = {
-        name: np.bincount(window_clip, weights=window_scores[:, k]) / counts for k, name in enumerate(bundle.members)
-    }
-    return {**by_member, "vote": np.mean([by_member[name] for name in bundle.vote], axis=0)}
+def _thresholds(run: Run, vote: Sequence[str], passed: Passed) -> dict[str, Any]:
+    """Thresholds of the exported vote's events (see `metrics.event_thresholds`), with the false alarms by kind."""
+    devel = run.arrays("devel_scores.npz")
+    scores = passed.scores[:, [passed.members.index(name) for name in vote]].mean(axis=1)
+    found = event_thresholds(scores, devel["window_clip"], devel["label"] == "orca", devel["seconds"])
+    called = set(devel["window_clip"][scores >= found.start].tolist())
+    noise = {k: str(kind) for k, kind in enumerate(devel["kind"]) if devel["label"][k] == "noise"}
+    alarms = Counter(kind for k, kind in noise.items() if k in called)
+    by_kind = {kind: [alarms[kind], number] for kind, number in sorted(Counter(noise.values()).items())}
+    return {**asdict(found), "false_alarms_by_kind": by_kind}

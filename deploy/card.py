@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from .tables import interval, table
+
+SCRATCH = "from scratch"
 Manifest = Mapping[str, Any]
 
 
@@ -14,51 +17,92 @@ def model_card(manifest: Manifest) -> str:
     return "\n\n".join(section(manifest) for section in sections) + "\n"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-
-
-def _interval(found: Mapping[str, Any]) -> str:
-    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
-
-
 def _heading(manifest: Manifest) -> str:
-    weights = any(entry.get("weights") for entry in manifest["training"]["recipe"]["backbones"].values())
-    start = "from published weights" if weights else "from scratch, without published weights"
     return (
         f"# Model card: {manifest['name']}\n\n"
-        f"Detects the calls of orcas (*Orcinus orca*) in hydrophone audio. Trained {start}."
+        f"Detects the calls of orcas (*Orcinus orca*) in hydrophone audio. Trained {_start(manifest)}."
     )
 
 
+def _start(manifest: Manifest) -> str:
+    """Where training began, in words."""
+    sources = {one["weights_source"] for one in manifest["backbones"]}
+    if sources == {SCRATCH}:
+        return "from scratch, without published weights"
+    return "partly from scratch" if SCRATCH in sources else "from published weights"
+
+
 def _use(manifest: Manifest) -> str:
-    backbones = ", ".join(f"{one['name']} ({one['quantization']})" for one in manifest["backbones"])
     lines = [
-        f"- Backbone: {backbones}; heads and masks in float32.",
         f"- Vote: the mean confidence of {', '.join(manifest['vote'])}, one window every {manifest['hop_s']:g} s.",
+        *_members(manifest),
         f"- Array: the {manifest['channel_fusion']} of the channels' scores.",
-        "- Masks come from the relevance of the base-model's own prediction; snapshots explain the `orca` neuron.",
+        "- Masks come from the relevance of each base-model's own prediction; snapshots explain the `orca` neuron.",
+        f"- A window takes {manifest['exported']['window_ms']:.1f} ms per channel on one thread of the machine that made "
+        f"the bundle ({manifest['exported']['runtime']}), all backbones and heads; heads and masks are float32.",
     ]
-    return "## What it is\n\n" + "\n".join(lines)
+    return "## What it is\n\n" + "\n".join(lines) + "\n\n" + _backbones(manifest)
+
+
+def _members(manifest: Manifest) -> list[str]:
+    """Which members take several backbones, and which are there without a vote."""
+    fused = [f"- {name}: on the features of {', '.join(of)}." for name, of in manifest["fusion"].items() if len(of) > 1]
+    silent = [name for name in manifest["members"] if name not in manifest["vote"]]
+    return [*fused, *([f"- Also in the bundle, without a vote: {', '.join(silent)}."] if silent else [])]
+
+
+def _backbones(manifest: Manifest) -> str:
+    header = ["backbone", "weights before training", "input", "features", "quantization", "relevance pass", "MB"]
+    return table(header, [_backbone(one) for one in manifest["backbones"]])
+
+
+def _backbone(one: Mapping[str, Any]) -> list[object]:
+    shape = " x ".join(str(side) for side in one["input_shape"])
+    variants = [one["quantization"], one["explained_by"]]
+    return [
+        one["name"],
+        _source(one["weights_source"]),
+        shape,
+        one["feature_size"],
+        *variants,
+        f"{one['bytes'] / 1e6:.1f}",
+    ]
+
+
+def _source(source: str) -> str:
+    """Where a backbone's weights came from before training, plainly."""
+    if source == SCRATCH:
+        return "none: from scratch"
+    return {"imagenet": "ImageNet, as published", "audioset": "AudioSet, as published"}.get(
+        source, f"the file `{source}`"
+    )
 
 
 def _figures(manifest: Manifest) -> str:
     metrics, exported = manifest["metrics"], manifest["exported"]
     rows = [
-        [name, _interval(exported["trained_auc"][name]), _interval(exported["auc"][name])] for name in exported["auc"]
+        [name, interval(exported["trained_auc"][name]), interval(exported["auc"][name])] for name in exported["auc"]
     ]
     orca = next(p for p in manifest["data"]["splits"] if (p["split"], p["label"]) == ("devel", "orca"))
     lines = [
         f"- In brackets 95 % intervals, recordings resampled; the devel split has {orca['groups']} recordings with orcas.",
-        f"- Vote chosen and judged on different recordings (nested): {metrics['nested']['value']:.3f}, over draws "
-        f"{metrics['nested']['low']:.3f} to {metrics['nested']['high']:.3f}. That covers the choice of the vote only; the "
-        "recipe itself (front end, augmentation, calibration) was chosen on devel too, so all figures here are optimistic.",
+        _choice(metrics),
         *_calibration(manifest),
         *_teacher(metrics),
     ]
     header = ["score of a clip", "float, training side", "this bundle"]
-    return "## ROC AUC on the devel split\n\n" + _table(header, rows) + "\n\n" + "\n".join(lines)
+    return "## ROC AUC on the devel split\n\n" + table(header, rows) + "\n\n" + "\n".join(lines)
+
+
+def _choice(metrics: Mapping[str, Any]) -> str:
+    rest = "recipe itself (front end, augmentation, calibration) was chosen on devel too, so all figures here are optimistic."
+    if "nested" not in metrics:
+        return f"- The vote was not the training run's own choice but picked by hand or by budget, on devel; the {rest}"
+    nested = metrics["nested"]
+    return (
+        f"- Vote chosen and judged on different recordings (nested): {nested['value']:.3f}, over draws {nested['low']:.3f} to "
+        f"{nested['high']:.3f}. That covers the choice of the vote only; the {rest}"
+    )
 
 
 def _calibration(manifest: Manifest) -> list[str]:
@@ -68,7 +112,7 @@ def _calibration(manifest: Manifest) -> list[str]:
     raw = manifest["metrics"]["uncalibrated_vote"]
     return [
         f"- Confidences are calibrated to sigmoid({head['slope']:g} d - {head['shift']:g}), d the difference of the logits, "
-        f"also chosen on devel; without that the vote reaches {_interval(raw)}."
+        f"also chosen on devel; without that the vote reaches {interval(raw)}."
     ]
 
 
@@ -77,7 +121,7 @@ def _teacher(metrics: Mapping[str, Any]) -> list[str]:
         return []
     return [
         "- It learned from the labels and from the answers of a linear classifier on statistics of the spectrogram; that "
-        f"teacher alone reaches {_interval(metrics['teacher'])}."
+        f"teacher alone reaches {interval(metrics['teacher'])}."
     ]
 
 
@@ -91,7 +135,7 @@ def _thresholds(manifest: Manifest) -> str:
         f"thresholds were chosen, that finds {found['recall']:.0%} of the orca clips with {found['precision']:.0%} precision\n"
         f"and calls {found['false_alarms']} noise clips orca ({found['false_alarms_per_hour']:.0f} per hour, at most one a\n"
         "clip, on one channel; an array that takes the highest of its channels calls more):\n\n"
-        + _table(["kind of noise", "clips called orca", "clips"], rows)
+        + table(["kind of noise", "clips called orca", "clips"], rows)
     )
 
 
@@ -111,9 +155,9 @@ def _data(manifest: Manifest) -> str:
     )
     return (
         f"## Data\n\n{apart} The recordings are not part of this bundle.\n\n"
-        + _table(["split", "label", "clips", "seconds", "recordings"], splits)
+        + table(["split", "label", "clips", "seconds", "recordings"], splits)
         + "\n\nSources, with the licence as each states it:\n\n"
-        + _table(["source", "licence", "split", "clips"], sources)
+        + table(["source", "licence", "split", "clips"], sources)
         + f"\n\nFingerprint of the data: `{data['fingerprint']}`."
     )
 

@@ -2,48 +2,159 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-RUN = click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+from ..errors import InputError
+from .variants import QUANTIZATIONS, check_quantization
+
+FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+RUN = click.argument("run", type=FOLDER)
+QUANTIZATION = click.option(
+    "--quantization",
+    multiple=True,
+    default=["dynamic"],
+    show_default=True,
+    metavar="V|NAME=V",
+    help=f"One of {', '.join(QUANTIZATIONS)}; for one backbone NAME=V, as often as needed.",
+)
+MOST_MS = click.option("--most-ms", type=float, help="Most milliseconds per window and channel, on this machine.")
+MOST_MB = click.option("--most-mb", type=float, help="Most megabytes of the backbones' files.")
+TIMED = click.option("--timed-windows", type=click.IntRange(1), default=20, show_default=True, help="Windows timed.")
+OUT = click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder.  [default: RUN/deploy]")
 
 
 @click.group()
 def deploy() -> None:
-    """Make bundles out of training runs and verify them (needs the extra `train`)."""
+    """Quantize training runs, weigh their cost, make bundles and verify them (needs the extra `train`)."""
+
+
+@deploy.command()
+@RUN
+@click.option("--variants", default=",".join(QUANTIZATIONS), show_default=True, help="Which to measure, with commas.")
+@TIMED
+@OUT
+def quantize(run: Path, variants: str, timed_windows: int, out: Path | None) -> None:
+    """Export RUN's backbones in every variant; print and write size, time, noise and AUC lost on devel.
+
+    Models are kept in RUN/deploy/models and measurements in RUN/deploy/measured: what is there is not made again.
+    """
+    from .quantize import quantize as measure
+    from .run import read_run
+    from .tables import quantization_tables
+
+    chosen = [check_quantization(name.strip()) for name in variants.split(",")]
+    found = measure(read_run(run), chosen, timed_windows, _progress)
+    _write(out or run / "deploy", "quantization", found, quantization_tables(found))
+
+
+@deploy.command()
+@RUN
+@MOST_MS
+@MOST_MB
+@QUANTIZATION
+@TIMED
+@OUT
+def budget(
+    run: Path,
+    most_ms: float | None,
+    most_mb: float | None,
+    quantization: Sequence[str],
+    timed_windows: int,
+    out: Path | None,
+) -> None:
+    """Print and write the Pareto fronts of RUN's votes, AUC against time and size, and the best within a budget."""
+    from .run import read_run
+    from .tables import budget_table
+
+    found = _budget(read_run(run), quantization, most_ms, most_mb, timed_windows)
+    _write(out or run / "deploy", "budget", found, budget_table(found))
 
 
 @deploy.command()
 @RUN
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--quantization", type=click.Choice(["float32", "dynamic"]), default="dynamic", show_default=True)
-def bundle(run: Path, bundle: Path, quantization: str) -> None:
-    """Export the vote of the finished RUN as the new folder BUNDLE, with the export's own figures."""
-    from .build import build_bundle, read_run
+@QUANTIZATION
+@click.option("--vote", help="Members of the vote, A+B+C.  [default: the run's choice]")
+@MOST_MS
+@MOST_MB
+@TIMED
+@click.option("--all-members", is_flag=True, help="Keep the heads outside the vote that its backbones can serve.")
+def bundle(
+    run: Path,
+    bundle: Path,
+    quantization: Sequence[str],
+    vote: str | None,
+    most_ms: float | None,
+    most_mb: float | None,
+    timed_windows: int,
+    all_members: bool,
+) -> None:
+    """Export a vote of the finished RUN as the new folder BUNDLE, with the export's own figures.
 
-    build_bundle(read_run(run), bundle, quantization, _progress)
+    With --most-ms or --most-mb the vote is the best that costs no more; else the run's own, or --vote.
+    """
+    from .build import build_bundle, plan_bundle
+    from .run import parse_vote, read_run
+
+    found = read_run(run)
+    within = most_ms is not None or most_mb is not None
+    if within and vote is not None:
+        raise InputError("the vote is either named by --vote or chosen by --most-ms and --most-mb, not both")
+    chosen = parse_vote(found, vote)
+    if within:
+        chosen = _budget(found, quantization, most_ms, most_mb, timed_windows)["chosen"]["members"]
+    plan = plan_bundle(found, _quantization(found, quantization), chosen, all_members)
+    build_bundle(found, bundle, plan, _progress)
     size = sum(path.stat().st_size for path in bundle.iterdir())
-    click.echo(f"{bundle}: {size / 1e6:.1f} MB, backbones {quantization}")
+    variants = ", ".join(f"{name} {variant}" for name, variant in plan.quantization.items())
+    click.echo(f"{bundle}: {size / 1e6:.1f} MB, vote {' + '.join(plan.vote)}, backbones: {variants}")
 
 
 @deploy.command()
 @RUN
-@click.argument("bundle", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("bundle", type=FOLDER)
 def verify(run: Path, bundle: Path) -> None:
     """Score RUN's devel windows with BUNDLE through the edge's code and compare with the training side."""
-    from .build import read_run, verify_bundle
+    from .build import verify_bundle
+    from .run import read_run
+    from .tables import verification_table
 
     found = verify_bundle(read_run(run), bundle, _progress)
-    click.echo(f"{found.windows} windows, interpreter {found.runtime}\n")
-    click.echo(
-        "| member | ROC AUC trained | exported (95 % interval by recording) | largest difference |\n|---|---|---|---|"
-    )
-    for name, exported in found.auc.items():
-        interval = f"{exported.value:.4f} ({exported.low:.3f} to {exported.high:.3f})"
-        difference = f"{found.largest_difference[name]:.2g}"
-        click.echo(f"| {name} | {found.trained_auc[name].value:.4f} | {interval} | {difference} |")
+    click.echo(f"{found.windows} windows, {found.window_ms:.1f} ms each, interpreter {found.runtime}\n")
+    click.echo(verification_table(found))
+
+
+def _budget(
+    run: Any, quantization: Sequence[str], most_ms: float | None, most_mb: float | None, timed_windows: int
+) -> dict[str, Any]:
+    from .budget import budget
+
+    return budget(run, _quantization(run, quantization), most_ms, most_mb, timed_windows, _progress)
+
+
+def _quantization(run: Any, given: Sequence[str]) -> dict[str, str]:
+    """Variant by backbone from `V` (all) and `NAME=V` (one); `dynamic` where nothing is said."""
+    found = dict.fromkeys(run.backbones, "dynamic")
+    for text in sorted(given, key=lambda text: "=" in text):
+        name, equals, variant = text.rpartition("=")
+        if equals and name not in found:
+            raise InputError(f"the run's backbones are {list(found)}, not {name!r}")
+        found.update(dict.fromkeys([name] if equals else found, check_quantization(variant)))
+    return found
+
+
+def _write(folder: Path, name: str, found: Any, text: str) -> None:
+    import json
+
+    from .models import store
+
+    store(folder / f"{name}.json", (json.dumps(found, indent=1) + "\n").encode())
+    store(folder / f"{name}.md", text.encode())
+    click.echo(text)
 
 
 def _progress(items: Any) -> Any:

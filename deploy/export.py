@@ -10,18 +10,13 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, OrcawatchError
 from ..masking import negative_mask
 from ..relevance import ORCA, backbone_relevance, head_forward, head_relevance
+from .variants import EXPLAINED_BY, check_quantization
 
 Array = NDArray[np.float32]
 Signatures = Mapping[str, tuple[Any, list[Any]]]
-
-# Full int16x8 is left out: it has no fast kernels.
-QUANTIZATIONS = ("float32", "float16", "dynamic", "int8")
-# Whose file explains a backbone. float16 with two signatures crashes tflite-runtime 2.14.0, and relevance in 8-bit
-# arithmetic is too coarse, so both take the relevance pass of the dynamic-range file.
-EXPLAINED_BY = {"float32": "float32", "float16": "dynamic", "dynamic": "dynamic", "int8": "dynamic"}
 
 
 def export_backbone(model: Any, quantization: str = "dynamic", representative: Array | None = None) -> bytes:
@@ -44,6 +39,7 @@ def export_backbone(model: Any, quantization: str = "dynamic", representative: A
     ------
     InputError : unknown quantization, or `int8` without representative spectrograms.
     """
+    check_quantization(quantization)
     shape, size = [1, *model.input_shape[1:]], model.output_shape[-1]
     spectrogram = tf.TensorSpec(shape, tf.float32, "spectrogram")
     relevance = tf.TensorSpec([1, size], tf.float32, "relevance")
@@ -55,7 +51,7 @@ def export_backbone(model: Any, quantization: str = "dynamic", representative: A
         return {"map": backbone_relevance(model, spectrogram, relevance)}
 
     signatures: dict[str, tuple[Any, list[Any]]] = {"features": (features, [spectrogram])}
-    if EXPLAINED_BY.get(quantization) == quantization:
+    if EXPLAINED_BY[quantization] == quantization:
         signatures["explain"] = (explain, [spectrogram, relevance])
     examples = None if representative is None else representative.reshape(-1, *shape)
     return _convert(model, signatures, quantization, examples)
@@ -141,15 +137,22 @@ def _convert(module: Any, signatures: Signatures, quantization: str, examples: A
         for name, (function, specs) in signatures.items()
     }
     with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(module, folder, signatures=functions)
+        _save(module, folder, functions)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(functions))
         _quantize(converter, quantization, examples)
         return bytes(converter.convert())
 
 
+def _save(module: Any, folder: str, functions: Mapping[str, Any]) -> None:
+    try:
+        tf.saved_model.save(module, folder, signatures=functions)
+    except (OSError, tf.errors.OpError) as fault:
+        raise OrcawatchError(
+            f"the network could not be laid out in {folder}: {fault}; make room, or set TMPDIR"
+        ) from fault
+
+
 def _quantize(converter: Any, quantization: str, examples: Array | None) -> None:
-    if quantization not in QUANTIZATIONS:
-        raise InputError(f"quantization must be one of {QUANTIZATIONS}, not {quantization!r}")
     if quantization != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantization == "float16":

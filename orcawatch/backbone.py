@@ -118,4 +118,4 @@ class EdgeBackbone:
         """
         inputs = {"spectrogram": spectrogram.reshape(1, *self.front_end.shape), "relevance": relevance[None]}
         found = self._explainer.call("explain", inputs)["map"][0].sum(axis=-1)
-        return np.asarray(getattr(self.front_end, "to_rows", np.asarray)(found))
+        return np.asarray(self.front_end.to_rows(found), np.float32)

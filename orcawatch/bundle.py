@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .durable import sync_folder, write_bytes
-from .errors import BundleError
+from .errors import BundleError, OrcawatchError
 from .spectrogram import FrontEnd, front_end_from_dict
 
 SCHEMA = 1
@@ -202,16 +202,28 @@ def write_bundle(folder: Path, manifest: Mapping[str, Any], files: Mapping[str, 
     Raises
     ------
     BundleError : the folder exists.
+    OrcawatchError : the disk refuses; nothing is left under the folder's name.
     """
     if folder.exists():
         raise BundleError(f"{folder} exists already: name a new folder, or move the old bundle away")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
     content = {"schema": SCHEMA, **manifest, "files": hashes}
     text = json.dumps({**content, "digest": manifest_digest(content)}, indent=1, sort_keys=True) + "\n"
-    for name, data in {**files, MANIFEST: text.encode()}.items():
-        write_bytes(partial / name, data)
-    partial.rename(folder)
+    _write_whole(folder, {**files, MANIFEST: text.encode()})
+
+
+def _write_whole(folder: Path, files: Mapping[str, bytes]) -> None:
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        for name, data in files.items():
+            write_bytes(partial / name, data)
+        partial.rename(folder)
+    except OSError as fault:
+        shutil.rmtree(partial, ignore_errors=True)
+        needed = sum(len(data) for data in files.values()) / 1e6
+        raise OrcawatchError(
+            f"{folder} ({needed:.1f} MB) could not be written: {fault}; make room, or name another folder"
+        ) from fault
     sync_folder(folder.parent)

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orcawatch.bundle import SHIPPED, load_bundle, manifest_digest, write_bundle
-from orcawatch.errors import BundleError
+from orcawatch.errors import BundleError, OrcawatchError
 from orcawatch.spectrogram import LogMel
 
 FILES = {"vggish.tflite": b"backbone", "heads.tflite": b"heads", "model-card.md": b"# card\n"}
@@ -110,6 +113,45 @@ def test_surplus_file_is_refused(folder: Path) -> None:
 def test_existing_folder_is_never_overwritten(folder: Path) -> None:
     with pytest.raises(BundleError, match="exists already"):
         write_bundle(folder, manifest(), FILES)
+
+
+@contextmanager
+def no_room() -> Iterator[None]:
+    """No file of this process may grow beyond 8 KB, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk_leaves_nothing_under_the_bundles_name(tmp_path: Path) -> None:
+    large = {**FILES, "vggish.tflite": bytes(100_000)}
+    with no_room(), pytest.raises(OrcawatchError, match=r"bundle \(0.1 MB\) could not be written: .*make room"):
+        write_bundle(tmp_path / "bundle", manifest(), large)
+    assert not list(tmp_path.iterdir())
+    write_bundle(tmp_path / "bundle", manifest(), large)
+    assert load_bundle(tmp_path / "bundle").name == "small"
+
+
+def with_explain_file() -> dict[str, Any]:
+    backbone = {**manifest()["backbones"][0], "explain_file": "vggish-explain.tflite"}
+    return manifest(backbones=[backbone])
+
+
+def test_a_backbone_may_be_two_files(tmp_path: Path, folder: Path) -> None:
+    write_bundle(tmp_path / "two", with_explain_file(), {**FILES, "vggish-explain.tflite": b"relevance"})
+    found = load_bundle(tmp_path / "two").backbones["vggish"]
+    assert (found.explain_file, found.files) == ("vggish-explain.tflite", ["vggish.tflite", "vggish-explain.tflite"])
+    alone = load_bundle(folder).backbones["vggish"]
+    assert (alone.explain_file, alone.files) == (None, ["vggish.tflite"])
+
+
+def test_an_explain_file_without_a_hash_is_refused(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "two", with_explain_file(), FILES)
+    with pytest.raises(BundleError, match=r"vggish-explain\.tflite is used but its hash is not listed"):
+        load_bundle(tmp_path / "two")
 
 
 def test_shipped_bundle_is_whole_and_small() -> None:

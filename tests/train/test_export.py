@@ -10,7 +10,8 @@ import tensorflow as tf
 from orcawatch import relevance as rules
 from orcawatch.backbone import EdgeBackbone, load_backbone
 from orcawatch.deploy import export
-from orcawatch.deploy.export import EXPLAINED_BY, QUANTIZATIONS, export_backbone, export_heads
+from orcawatch.deploy.export import export_backbone, export_heads
+from orcawatch.deploy.variants import EXPLAINED_BY, QUANTIZATIONS
 from orcawatch.errors import BundleError, InputError
 from orcawatch.interpreter import Model
 from orcawatch.masking import negative_mask
@@ -195,5 +196,5 @@ def test_unknown_quantization_is_refused() -> None:
 
 
 def test_int8_without_representative_spectrograms_is_refused() -> None:
-    with pytest.raises(InputError, match="representative-NAME.npy"):
+    with pytest.raises(InputError, match=r"representative-NAME\.npy"):
         export_backbone(tiny(), "int8")
