@@ -18,6 +18,7 @@ HTML, MARKDOWN, PICTURES = "report.html", "report.md", "pictures"
 INK, PAPER = "#123456", "#fedcba"  # what a drawing calls its text and its ground; replaced by what the page has
 DARK, WHITE = "#1a1a1a", "#ffffff"  # of a picture in a file of its own
 
+SCALE = 1.42  # CSS pixels of a point in a drawing
 HIDDEN = ("Cc", "Cs", "Zl", "Zp")  # categories of Unicode: controls, halves of characters, line ends
 TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -231,8 +232,14 @@ def inline(picture: Picture) -> str:
 
     title = f'<title id="{picture.name}-title">{escape(shown(picture.alt))}</title>'
     svg = _with_ids(picture.svg, picture.name).replace(INK, "currentColor").replace(PAPER, "none")
-    named = f'<svg role="img" aria-labelledby="{picture.name}-title" '
+    named = f'<svg role="img" aria-labelledby="{picture.name}-title" style="max-width:{width_px(svg):.0f}px" '
     return re.sub(r"(<svg [^>]*>)", lambda found: found[1] + title, svg.replace("<svg ", named, 1), count=1)
+
+
+def width_px(svg: str) -> float:
+    """Width at which a drawing's text is as large as the page's captions, CSS pixels."""
+    found = re.search(r'viewBox="[-\d.]+ [-\d.]+ ([\d.]+)', svg)
+    return SCALE * float(found[1]) if found else 0.0
 
 
 def standalone(picture: Picture) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TrainingError
+from ..ranking import Row
 from . import predictions
 from .document import write
 from .sections import Run, contents
@@ -110,11 +111,11 @@ def _read_if_there(path: Path) -> Any:
     return load_json(path) if path.is_file() else {}
 
 
-def _read_ranking(path: Path) -> Iterator[tuple[float, tuple[str, ...]]]:
+def _read_ranking(path: Path) -> Iterator[Row]:
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             taken = {name: value for name, value in row.items() if name not in ("rank", "auc")}
-            yield float(row["auc"]), tuple(name for name, value in taken.items() if value == "1")
+            yield Row(tuple(name for name, value in taken.items() if value == "1"), float(row["auc"]))
 
 
 def _costs(inputs: Inputs) -> dict[str, dict[str, float]]:

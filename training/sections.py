@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import yaml
 from numpy.typing import NDArray
 
 from .. import metrics
-from . import examples, pictures
+from ..ranking import Row as Vote
+from . import examples, pictures, tables
 from .dataset import SPLITS
 from .document import (
     Block,
@@ -39,7 +41,6 @@ from .words import counted, duration, figure, interval, listed, number, percent,
 Arrays = Mapping[str, NDArray[Any]]
 
 EXAMPLES = 4  # of an outcome
-BEST = 20  # rows of the ranking
 DOT = "\u25cf"
 SHOWN = 10  # votes that were chosen most often
 
@@ -53,7 +54,7 @@ class Run:
     result : folder of the stage `result`.
     selection : its `selection.json`.
     devel, curves : its `devel_scores.npz` and `curves.npz`.
-    ranking : rows of its `ranking.csv`: AUC, and the names of the members.
+    ranking : every vote, the highest AUC first.
     analysis : its `analysis.json`.
     baselines : `report.json` of every baseline.
     costs : seconds and memory by stage, in the order in which they ran.
@@ -66,7 +67,7 @@ class Run:
     selection: Mapping[str, Any]
     devel: Arrays
     curves: Arrays
-    ranking: tuple[tuple[float, tuple[str, ...]], ...]
+    ranking: tuple[Vote, ...]
     analysis: Mapping[str, Any]
     baselines: tuple[Mapping[str, Any], ...] = ()
     costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -74,6 +75,11 @@ class Run:
     test_files: tuple[str, ...] = ()
     quantization: Mapping[str, Any] = field(default_factory=dict)
     budget: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def tables(self) -> dict[str, tables.Table]:
+        """The tables of the paper, see `tables`."""
+        return tables.tables(self.selection, self.ranking, self.baselines)
 
 def contents(run: Run, predicted: Written | None = None) -> Document:
     """All that the report says.
@@ -190,6 +196,12 @@ def _training(run: Run) -> Iterable[Block]:
         left=(0, 2, 4, 5),
         notes=_scratch(run),
     )
+    yield Table(
+        "Members",
+        ("member", "in the paper's tables", "features of", "mask", "negative mask from the relevance of"),
+        cells(_member(one) for one in run.selection["members"]),
+        left=(0, 1, 2, 3, 4),
+    )
     if run.selection["dropped"]:
         yield Listing(tuple(f"Left out: {one['name']}: {one['reason']}." for one in run.selection["dropped"]))
     drawn = [picture for one in run.selection["backbones"] for picture in _losses(one)]
@@ -202,6 +214,12 @@ def _backbone(one: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str,
     tuning = settings["fine_tune"]
     return one["name"], size, spectrogram(one["front_end"]), number(one["feature_size"]), one["weights_source"], (
         tuned(tuning) if tuning else "none"
+    )
+
+
+def _member(one: Mapping[str, Any]) -> tuple[str, ...]:
+    return one["name"], tables.paper_name(one), " + ".join(one["backbones"]), one["mask"], " + ".join(
+        one["relevance_of"] or ()
     )
 
 
@@ -304,53 +322,39 @@ def _set_aside(faults: Sequence[Mapping[str, str]]) -> Iterable[Block]:
 
 
 def _ranking(run: Run) -> Iterable[Block]:
-    members, vote = [one["name"] for one in run.selection["members"]], set(run.selection["vote"])
-    chosen = next(place for place, (_, names) in enumerate(run.ranking) if set(names) == vote)
     yield Paragraph(run.selection["metrics"]["note"], caution=True)
-    best = [(f"{place + 1}", *_dots(members, names), figure(auc, 4)) for place, (auc, names) in enumerate(run.ranking)]
-    yield Table(
-        f"The best {min(BEST, len(best))} of {number(len(best))} votes, by ROC AUC on devel",
-        ("rank", *members, "AUC"),
-        cells(best[:BEST]),
-        left=(),
-        marked=(chosen,) if chosen < BEST else (),
-        notes=(f"The vote that was chosen has rank {chosen + 1}.{_rule(run)}",),
-    )
-    yield from _single_members(run, chosen)
+    yield paper_table(run, "ranking")
+    chosen = next(place for place, row in enumerate(run.ranking, 1) if set(row.members) == set(run.selection["vote"]))
+    yield Paragraph(f"The vote chosen, {' + '.join(run.selection['vote'])}, has number {chosen}.{_rule(run)}")
+    yield paper_table(run, "single")
+    if "paper_ranking" in run.tables:
+        yield paper_table(run, "paper_ranking", left=(1,))
+    yield _ranks(run, chosen)
 
 
-def _dots(members: Sequence[str], names: Sequence[str]) -> list[str]:
-    return [DOT if name in names else "" for name in members]
+def paper_table(run: Run, name: str, left: tuple[int, ...] = (0,)) -> Table:
+    """One of the paper's tables, as `tables` makes it, with dots for ticks."""
+    found = run.tables[name]
+    rows = tuple(tuple(DOT if cell == tables.TICK else cell for cell in row) for row in found.rows)
+    return Table(found.title, found.header, rows, left, found.marked, found.notes)
 
 
 def _rule(run: Run) -> str:
     rule = run.selection["recipe"]["vote"]["must_contain"]
-    return "" if rule == "any" else f" It must contain a member whose mask is {rule}."
+    return "" if rule == "any" else f" By the recipe a vote must hold a member whose mask is {rule}."
 
 
-def _single_members(run: Run, chosen: int) -> Iterable[Block]:
-    aucs = np.array([auc for auc, _ in run.ranking])
-    ranks = {names[0]: place + 1 for place, (_, names) in enumerate(run.ranking) if len(names) == 1}
-    found, precision = run.selection["metrics"]["members"], run.analysis["average_precision"]["members"]
-    yield Table(
-        "Single members",
-        ("member", "rank among all votes", "AUC on devel", "average precision on devel"),
-        cells((name, number(rank), interval(found[name]), interval(precision[name])) for name, rank in ranks.items()),
-        notes=(f"In brackets 95 % intervals, recordings resampled. {_chance(run)}",),
-    )
+def _ranks(run: Run, chosen: int) -> Picture:
+    aucs = np.array([row.auc for row in run.ranking])
+    ranks = {row.members[0]: place for place, row in enumerate(run.ranking, 1) if len(row.members) == 1}
     told = "; ".join(f"{name} {rank}" for name, rank in ranks.items())
-    yield Picture(
+    return Picture(
         "ranking",
-        pictures.ranking(aucs, ranks, _lines(run), chosen + 1),
-        f"ROC AUC of all {len(aucs)} votes by rank, falling from {aucs[0]:.3f} to {aucs[-1]:.3f}. Ranks of single "
-        f"members: {told}. The chosen vote has rank {chosen + 1}.",
+        pictures.ranking(aucs, ranks, _lines(run), chosen),
+        f"ROC AUC of all {len(aucs)} votes by rank, falling from {aucs[0]:.3f} to {aucs[-1]:.3f}. Numbers of single "
+        f"members: {told}. The chosen vote has number {chosen}.",
         "All votes by rank. Circles: members without mask; squares: minimal mask; triangles: negative mask.",
     )
-
-
-def _chance(run: Run) -> str:
-    found = run.analysis["average_precision"]
-    return f"Average precision of the vote: {interval(found['vote'])}; calling every clip gives {figure(found['chance'])}."
 
 
 def _lines(run: Run) -> list[pictures.Line]:
@@ -403,6 +407,7 @@ def _masks(run: Run) -> Iterable[Block]:
         "that of the base-model's own prediction, the neuron of its highest logit; where that logit is not positive there "
         "is no relevance, and the negative mask removes nothing."
     )
+    yield paper_table(run, "masks")
     found = run.selection["masks"]
     rows = (
         (name, number(one["features"]), number(one["minimal_keep"]), f"{one['negative_removed_on_average']:.1f}")
@@ -440,14 +445,13 @@ def _neurons(found: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Iterable[t
 def _baselines(run: Run) -> Iterable[Block]:
     if not run.baselines:
         return
-    rows = [(one["name"], interval(one["auc"]), _said(one["chosen"])) for one in run.baselines]
-    rows.append(("this run's vote", interval(run.selection["metrics"]["vote"]), "+".join(run.selection["vote"])))
+    yield Paragraph("Trained and measured on the same splits; what each chose on devel makes its figure optimistic too.")
+    yield paper_table(run, "baselines")
     yield Table(
-        "Baselines on the same splits, ROC AUC on devel",
-        ("method", "AUC (95 % interval)", "chosen on devel"),
-        cells(rows),
-        left=(0, 2),
-        marked=(len(rows) - 1,),
+        "What the baselines chose on devel",
+        ("baseline", "chosen"),
+        cells((one["name"], _said(one["chosen"])) for one in run.baselines),
+        left=(0, 1),
         notes=tuple(f"{one['name']}: {one['note']}" for one in run.baselines if one.get("note")),
     )
 
@@ -483,8 +487,24 @@ def _curves(run: Run) -> Iterable[Block]:
             ),
         )
     )
+    yield _figures(run)
     yield from _calibration(run.analysis["calibration"])
     yield from _thresholds(run)
+
+
+def _figures(run: Run) -> Table:
+    aucs, precision = run.analysis["auc"], run.analysis["average_precision"]
+    rows = [(name, interval(one), interval(precision["members"][name])) for name, one in aucs["members"].items()]
+    return Table(
+        "Areas under the curves on devel",
+        ("member", "ROC AUC", "average precision"),
+        cells([*rows, ("vote", interval(aucs["vote"]), interval(precision["vote"]))]),
+        marked=(len(rows),),
+        notes=(
+            f"In brackets: {run.analysis['interval']}. Average precision of calling every clip orca: "
+            f"{figure(precision['chance'])}. The vote was chosen on these clips.",
+        ),
+    )
 
 
 def _calibration(found: Mapping[str, Any]) -> Iterable[Block]:
