@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import cache
 from typing import Any
 
 from ..errors import TrainingError
@@ -68,6 +69,7 @@ def strategy() -> Any:
     return tf.distribute.get_strategy()
 
 
+@cache
 def _of_workers() -> Any:
     import tensorflow as tf
 

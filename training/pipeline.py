@@ -79,8 +79,8 @@ RESULT_CODE = (
     *_own("analysis", "dataset", "heads", "members", "preparation", "recipe", "tables"),
 )
 REPORT_CODE = (
-    *_own("analysis", "dataset", "document", "examples", "pictures", "predictions", "tables"),
-    *("orcawatch.relevance", "orcawatch.folding", "orcawatch.metrics", "orcawatch.ranking"),
+    *_own("analysis", "dataset", "document", "examples", "pictures", "predictions", "sections", "tables"),
+    *(f"orcawatch.{module}" for module in ("relevance", "folding", "masking", "metrics", "ranking")),
 )
 RESULT, REPORT = "result", "report"
 RECIPE = "recipe.yaml"
@@ -236,7 +236,7 @@ def _baseline_stages(recipe: Recipe, plugins: Mapping[str, Backbone]) -> list[St
     if recipe.baselines is None:
         return []
     rate_hz = max(plugin.front_end.rate_hz for plugin in plugins.values())
-    return baselines.stages(recipe.baselines, rate_hz, recipe.seed)
+    return baselines.stages(recipe.baselines, rate_hz=rate_hz, seed=recipe.seed, draws=recipe.vote.draws)
 
 
 def _report_stage(recipe: Recipe, plugins: Mapping[str, Backbone], compared: Sequence[Stage]) -> Stage:

@@ -37,11 +37,14 @@ def test_labels_give_clips_with_their_recordings(tiny_data: Path, tables: Simple
     assert dataset.from_json(dataset.to_json(first)) == first
 
 
-def test_waveforms_are_16_khz_and_as_long_as_the_file(tiny_data: Path) -> None:
+def test_waveforms_are_as_long_as_the_file_and_resampled_as_asked(tiny_data: Path) -> None:
     clip = dataset.read_labels(tiny_data).clips[0]
-    waveform = dataset.load_waveform(clip)
+    waveform, rate_hz = dataset.load_waveform(clip, 0.025)
     assert waveform.dtype == np.float32
-    assert len(waveform) == pytest.approx(clip.seconds * 16000, abs=2)
+    assert len(waveform) == pytest.approx(clip.seconds * rate_hz, abs=1)
+    assert len(dataset.resample(waveform, rate_hz, 16000)) == pytest.approx(clip.seconds * 16000, abs=2)
+    with pytest.raises(AudioError, match="at least 9 s are needed"):
+        dataset.load_waveform(clip, 9.0)
 
 
 def test_a_recording_on_both_sides_is_refused_by_name(tiny_data: Path, tables: SimpleNamespace) -> None:
@@ -55,6 +58,8 @@ def test_test_rows_are_checked_but_their_files_are_not_looked_at(tiny_data: Path
     rows = tables.read(tiny_data / "labels.csv")
     tables.write(tiny_data / "labels.csv", [*rows, held_back])
     assert {clip.split for clip in dataset.read_labels(tiny_data).clips} == {"train", "devel"}
+    with pytest.raises(TrainingError, match="1 of 25 files are missing"):
+        dataset.read_labels(tiny_data, with_test=True)
     tables.write(tiny_data / "labels.csv", [*rows, {**held_back, "group": "train-orca-1"}])
     with pytest.raises(TrainingError, match="recording train-orca-1 stands in test and train"):
         dataset.read_labels(tiny_data)
@@ -100,21 +105,25 @@ def test_a_truncated_file_and_samples_that_are_not_finite_are_audio_errors(tiny_
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     clip = dataset.read_labels(tiny_data).clips[0]
     with pytest.raises(AudioError, match=r"train_orca_0\.flac"):
-        dataset.load_waveform(clip)
+        dataset.load_waveform(clip, 0.025)
     soundfile.write(tiny_data / "wav" / "nan.wav", np.full(8000, np.nan, np.float32), 16000, subtype="FLOAT")
     broken = dataset.Clip(**{**clip.__dict__, "path": tiny_data / "wav" / "nan.wav"})
     with pytest.raises(AudioError, match="not finite"):
-        dataset.load_waveform(broken)
+        dataset.load_waveform(broken, 0.025)
 
 
 def test_loading_refuses_or_sets_aside_what_cannot_be_decoded(tiny_data: Path) -> None:
     path = tiny_data / "wav" / "train_orca_0.flac"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     clips = dataset.read_labels(tiny_data).clips
+    faults: list[dataset.Fault] = []
+    usable = [clip for clip, _, _ in dataset.load_each(clips, 0.025, faults, iter)]
+    assert (len(usable), [fault.file_name for fault in faults]) == (23, ["train_orca_0.flac"])
     with pytest.raises(TrainingError, match=r"train_orca_0\.flac"):
-        dataset.load_all(clips, "refuse", iter)
-    usable, waveforms, faults = dataset.load_all(clips, "set_aside", iter)
-    assert (len(usable), len(waveforms), [fault.file_name for fault in faults]) == (23, 23, ["train_orca_0.flac"])
+        dataset.check_usable(usable, faults, "refuse")
+    dataset.check_usable(usable, faults, "set_aside")
+    with pytest.raises(TrainingError, match="split train has no noise clip"):
+        dataset.check_usable([c for c in usable if (c.split, c.label) != ("train", "noise")], faults, "set_aside")
 
 
 def test_the_fingerprint_follows_content_and_labels_but_not_order(tiny_data: Path, tables: SimpleNamespace) -> None:
@@ -166,13 +175,25 @@ def test_compare_splits_four_channels_into_four_samples_of_one_recording(compare
     four = [clip for clip in clips if clip.file_name == "train_00000.wav"]
     assert [clip.channel for clip in four] == [0, 1, 2, 3]
     assert {clip.group for clip in four} == {"train_00000"}
-    levels = [float(np.median(dataset.load_waveform(clip))) for clip in four]
+    levels = [float(np.median(dataset.load_waveform(clip, 0.025)[0])) for clip in four]
     np.testing.assert_allclose(levels, [0.1, 0.2, 0.3, 0.4], atol=1e-3)
     assert [(clip.split, clip.label) for clip in clips[4:]] == [
         ("train", "noise"),
         ("devel", "orca"),
         ("devel", "noise"),
     ]
+
+
+def test_test_clips_without_labels_are_read_where_asked_for(compare_folder: Path) -> None:
+    clips = dataset.read_compare2019(compare_folder, with_test=True).clips
+    assert [(clip.split, clip.label) for clip in clips][-1] == ("test", "?")
+    assert dataset.counts(clips)["splits"][-1] == {
+        "split": "test",
+        "label": "?",
+        "clips": 1,
+        "seconds": 0.2,
+        "groups": 1,
+    }
 
 
 def test_compare_evaluation_must_be_mono(compare_folder: Path) -> None:

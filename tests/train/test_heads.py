@@ -9,7 +9,7 @@ import pytest
 
 from orcawatch.errors import TrainingError
 from orcawatch.training import heads
-from orcawatch.training.heads import HeadSettings, Rows
+from orcawatch.training.heads import HeadSettings, Masked, Rows
 from orcawatch.training.relevance_stage import head_model
 
 QUICK = HeadSettings(epochs=15, batch_size=16, dropout=0.1, learning_rate=3e-3)
@@ -29,7 +29,7 @@ def windows() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 def rows_of(windows: tuple[np.ndarray, ...], scale: float = 1.0) -> Rows:
     """Those windows with hard labels."""
     features, orca, groups, clip = windows
-    return Rows(features * np.float32(scale), orca, heads.targets(orca, None, 0), groups, clip)
+    return Rows(Masked([features * np.float32(scale)], [None]), orca, heads.targets(orca, None, 0), groups, clip)
 
 
 def random_head(size: int = 6) -> dict[str, np.ndarray]:
@@ -76,10 +76,23 @@ def test_pack_puts_each_window_in_its_bag_once() -> None:
     assert not packed[present == 0].any()
 
 
+def test_masked_features_stand_side_by_side_and_are_read_by_row() -> None:
+    generator = np.random.default_rng(3)
+    first, second = generator.random((7, 3), np.float32), generator.random((7, 2), np.float32)
+    minimal, negative = np.array([1, 0, 1], np.float32), generator.integers(0, 2, (7, 2)).astype(np.uint8)
+    chosen = np.array([6, 0, 2])
+    masked = Masked([first, second], [minimal, negative], chosen)
+    plain = [[*(first[k] * minimal), *(second[k] * negative[k])] for k in chosen]
+    assert masked.shape == (3, 5)
+    np.testing.assert_array_equal(masked[np.array([2, 0])], np.array(plain, np.float32)[[2, 0]])
+    np.testing.assert_array_equal(np.concatenate(list(masked.blocks())), np.array(plain, np.float32))
+    assert heads.root_mean_square(masked) == pytest.approx(np.sqrt(np.mean(np.square(plain))))
+
+
 def test_pooled_loss_is_of_log_mean_exp_over_the_windows_present(windows: tuple[np.ndarray, ...]) -> None:
     features, head = windows[0][:4], random_head()
     packed, present, _ = heads.pack(features, np.array([0, 0, 0, 1]))
-    network = heads._network(3, 6, HeadSettings(pooling=2.0))
+    network = heads._network(6, HeadSettings(pooling=2.0))
     network.set_weights([head[key] for key in heads.KEYS])
     logits = heads.forward(features, head)
     d = logits[:, 1] - logits[:, 0]
@@ -107,7 +120,7 @@ def test_soft_labels_mix_teacher_and_label_and_are_learned(windows: tuple[np.nda
     taught = np.where(orca, 0.6, 0.2).astype(np.float32)
     np.testing.assert_allclose(heads.targets(orca, taught, 0.75), np.where(orca, 0.7, 0.15), atol=1e-6)
     np.testing.assert_array_equal(heads.targets(orca, None, 0.75), orca)
-    soft = Rows(features, orca, heads.targets(orca, taught, 1.0), groups, clip)
+    soft = Rows(Masked([features], [None]), orca, heads.targets(orca, taught, 1.0), groups, clip)
     settings = HeadSettings(**{**QUICK.__dict__, "epochs": 60, "dropout": 0.0, "teacher_share": 1.0})
     scores = heads.scores(features, heads.train_head(soft, settings, seed=3)[0])
     assert scores[orca].mean() == pytest.approx(0.6, abs=0.05)

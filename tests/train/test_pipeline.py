@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import yaml
 from click.testing import CliRunner
 
 from orcawatch.errors import TrainingError
 from orcawatch.metrics import roc_auc
 from orcawatch.relevance import head_relevance
-from orcawatch.training import heads, pipeline, steps
+from orcawatch.training import backbones, heads, members, pipeline, preparation
 from orcawatch.training.cli import train
 from orcawatch.training.recipe import backbone_of, read_recipe
 
@@ -36,7 +38,7 @@ def recipe_file(tmp_path: Path, tiny_plugin: str) -> Path:
     from tensorflow.keras.utils import set_random_seed
 
     from orcawatch.backbone import load_backbone
-    from orcawatch.training.steps import save_weights
+    from orcawatch.training.backbones import save_weights
 
     set_random_seed(1)
     save_weights(tmp_path / "weights.npz", load_backbone(tiny_plugin).build_keras())
@@ -84,6 +86,7 @@ TAUGHT = {
     "backbones": {
         "tiny": {
             "front_end": {"normalise": "band_floor", "offset": 0.001},
+            "from_scratch": True,
             "fine_tune": {"steps": 2, "batch_size": 4, "evaluations": 1},
         }
     },
@@ -96,21 +99,112 @@ TAUGHT = {
 def test_a_taught_and_calibrated_run_from_scratch(recipe_file: Path, tiny_data: Path, tmp_path: Path) -> None:
     recipe_file.write_text(yaml.safe_dump({**RECIPE, **TAUGHT}))
     recipe, runner = pipeline.prepare(recipe_file, tiny_data, tmp_path / "run")
-    assert pipeline.run(recipe, runner)[:4] == ["data", "windows-tiny", "teacher-tiny", "backbone-tiny"]
+    assert pipeline.run(recipe, runner)[:3] == ["data", "teacher-tiny", "backbone-tiny"]
     result = tmp_path / "run" / "result"
     selection = json.loads((result / "selection.json").read_text())
-    assert list(selection["backbones"][0]["history"]) == ["step", "loss", "label_loss", "teacher_loss"]
+    assert {"step", "loss", "label_loss", "teacher_loss"} <= set(selection["backbones"][0]["history"])
+    assert selection["backbones"][0]["weights_source"] == "from scratch"
     check_scores(result, selection)
     check_compared(result, selection, runner.artifact("teacher-tiny"))
     check_alarms(result, selection)
     check_explained(selection, runner.artifact("features-tiny"), result)
 
 
+SECOND = """
+from orcawatch.spectrogram import LogMel
+from tiny_backbone import Tiny
+
+
+class Second(Tiny):
+    name = "second"
+
+    def __init__(self, front_end=None):
+        super().__init__(front_end or LogMel(rate_hz=20000, frame_s=0.04, fft_size=1024, high_hz=9000))
+"""
+
+
+@pytest.fixture()
+def two_backbones(recipe_file: Path, tiny_plugin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe over two backbones whose front ends differ in rate and frame."""
+    site = tmp_path / "second"
+    info = site / "second_backbone-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "second_backbone.py").write_text(SECOND)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: second-backbone\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[orcawatch.backbones]\nsecond = second_backbone:Second\n")
+    monkeypatch.syspath_prepend(str(site))
+    importlib.invalidate_caches()
+    tuned = {"from_scratch": True, "fine_tune": {"steps": 1, "batch_size": 4, "evaluations": 1, "teacher_weight": 0}}
+    content = yaml.safe_load(recipe_file.read_text())
+    content["backbones"]["second"] = tuned
+    content["head"]["epochs"] = 3
+    more = {"features": {"augmented_passes": 1}, "augmentation": {}, "data": {"predict_test": True}}
+    recipe_file.write_text(yaml.safe_dump({**content, **more}, sort_keys=False))
+    return recipe_file
+
+
+def test_two_backbones_and_their_fusion_with_a_test_split(
+    two_backbones: Path, tiny_data: Path, tmp_path: Path, tables: SimpleNamespace
+) -> None:
+    rows = tables.read(tiny_data / "labels.csv")
+    for k, label in enumerate(("?", "orca")):
+        soundfile.write(tiny_data / "wav" / f"test_{k}.wav", 0.1 * np.random.default_rng(k).random(30000), 22050)
+        rows.append({"file_name": f"test_{k}.wav", "label": label, "split": "test", "group": f"test-{k}"})
+    tables.write(tiny_data / "labels.csv", rows)
+    recipe, runner = pipeline.prepare(two_backbones, tiny_data, tmp_path / "run")
+    pipeline.run(recipe, runner)
+    result = tmp_path / "run" / "result"
+    selection = json.loads((result / "selection.json").read_text())
+    names = [name + suffix for name in ("tiny", "second", "fusion") for suffix in ("", "_min", "_neg")]
+    assert [member["name"] for member in selection["members"]] == names
+    assert selection["members"][-1] == {
+        "name": "fusion_neg",
+        "backbones": ["tiny", "second"],
+        "mask": "negative",
+        "relevance_of": ["tiny", "second"],
+    }
+    assert len((result / "ranking.csv").read_text().splitlines()) == 1 + 511
+    check_fusion(result)
+    tested = np.load(result / "test_scores.npz")
+    assert list(tested["file_name"]) == ["test_0.wav", "test_1.wav"]
+    assert list(tested["label"]) == ["?", "orca"]
+    assert tested["clip_scores"].shape == (2, 9)
+    for name in ("tiny", "second"):
+        assert len(np.load(result / f"representative-{name}.npy")) == min(256, sum_of_training_windows(runner, name))
+    assert (tmp_path / "run" / "report" / "report.html").stat().st_size > 10000
+    assert pipeline.run(*pipeline.prepare(tmp_path / "run")) == []
+
+
+def sum_of_training_windows(runner: Any, name: str) -> int:
+    """Training windows as they are."""
+    rows = np.load(runner.artifact(f"features-{name}") / "rows.npz")
+    return int(np.sum((rows["split"] == members.TRAIN) & (rows["passed"] == 0)))
+
+
+def check_fusion(result: Path) -> None:
+    """The fusion members' scores follow from the spectrograms of both backbones, their masks and base-models."""
+    trained, masks = heads.load_heads(result / "heads.npz"), np.load(result / "masks.npz")
+    parts: dict[str, list[Any]] = {"fusion": [], "fusion_min": [], "fusion_neg": []}
+    for name, choice in read_recipe(result / "recipe.yaml").backbones.items():
+        plugin = backbone_of(name, choice)
+        model = backbones.load_model(plugin, result / f"backbone-{name}.npz")
+        spectrograms = np.load(result / f"devel_spectrograms-{name}.npy")
+        features = model.predict(spectrograms.reshape(-1, *plugin.front_end.shape), verbose=0)
+        relevance = np.asarray(head_relevance(features, trained[name], "highest"))
+        parts["fusion"].append(features)
+        parts["fusion_min"].append(features * masks[f"{name}/minimal"])
+        parts["fusion_neg"].append(features * (relevance <= relevance.mean(axis=1, keepdims=True)))
+    scores = np.load(result / "devel_scores.npz")
+    for name, features in parts.items():
+        found = scores["window_scores"][:, list(scores["members"]).index(name)]
+        np.testing.assert_allclose(found, heads.scores(np.concatenate(features, axis=1), trained[name]), atol=1e-5)
+
+
 def check_compared(result: Path, selection: dict, teacher: Path) -> None:
     """The teacher alone and the vote without slope and shift, from what the run leaves."""
     scores = np.load(result / "devel_scores.npz")
     windows, orca = scores["window_scores"].astype(np.float64), scores["label"] == "orca"
-    found = steps.load_teacher({"teacher-tiny": teacher}, "tiny")
+    found = preparation.load_teacher({"teacher-tiny": teacher}, "tiny")
     taught = found.confidence(np.load(result / "devel_spectrograms-tiny.npy"))
     plain = 1 / (1 + np.exp(-(np.log(windows / (1 - windows)) + 4) / 2))
     vote = [list(scores["members"]).index(name) for name in selection["vote"]]
@@ -136,7 +230,7 @@ def check_explained(selection: dict, features: Path, result: Path) -> None:
     rows, base = np.load(features / "rows.npz"), heads.load_heads(result / "heads.npz")["tiny"]
     logits = heads.forward(np.load(features / "features.npy"), base)
     for split in ("train", "devel"):
-        some = logits[rows["train"] == (split == "train")]
+        some = logits[rows["split"] == preparation.SPLITS.index(split)]
         counted = selection["all_zero"]["tiny"][split]
         assert counted["rows"] == len(some)
         assert counted["orca"] == np.sum((some.argmax(axis=1) == 1) & (some[:, 1] > 0))
@@ -200,7 +294,7 @@ def test_a_minimal_mask_that_keeps_all_makes_no_member(recipe_file: Path, tiny_d
     assert [m["name"] for m in selection["members"]] == ["tiny", "tiny_neg"]
     assert len((tmp_path / "run" / "result" / "ranking.csv").read_text().splitlines()) == 1 + 3
     status = CliRunner().invoke(train, ["status", str(tmp_path / "run")], catch_exceptions=False).stdout
-    assert len([line for line in status.splitlines() if " done " in line]) == 10
+    assert len([line for line in status.splitlines() if " done " in line]) == 11
 
 
 def test_augmented_passes_add_training_rows_and_the_teacher_answers_all(
@@ -211,19 +305,20 @@ def test_augmented_passes_add_training_rows_and_the_teacher_answers_all(
     recipe_file.write_text(yaml.safe_dump({**content, **taught}))
     runner = pipeline.prepare(recipe_file, tiny_data, tmp_path / "run")[1]
     done: dict[str, Path] = {}
-    for stage in runner.stages[:5]:
+    for stage in runner.stages[:4]:
         done[stage.name] = tmp_path / "stages" / stage.name
         done[stage.name].mkdir(parents=True)
         stage.work(stage.settings, done, done[stage.name])
     rows = np.load(done["features-tiny"] / "rows.npz")
     features = np.load(done["features-tiny"] / "features.npy")
     clean = rows["passed"] == 0
-    assert rows["train"][~clean].all()
-    assert [np.sum(rows["passed"] == k) for k in (1, 2)] == [np.sum(rows["train"] & clean)] * 2
+    train = rows["split"] == members.TRAIN
+    assert train[~clean].all()
+    assert [np.sum(rows["passed"] == k) for k in (1, 2)] == [np.sum(train & clean)] * 2
     first, second = (features[rows["passed"] == k] for k in (1, 2))
-    assert not np.allclose(first, features[rows["train"] & clean])
+    assert not np.allclose(first, features[train & clean])
     assert not np.allclose(first, second)
-    sure = np.abs(rows["taught"] - rows["orca"])[rows["train"] & clean]
+    sure = np.abs(rows["taught"] - rows["orca"])[train & clean]
     assert sure.mean() < 0.4 and sure.max() <= 1
     assert np.isfinite(rows["taught"]).all()
 
@@ -250,23 +345,23 @@ def test_a_change_of_the_seed_or_the_teacher_trains_again(recipe_file: Path, tin
     seeded, taught = folders(seed=6), folders(teacher={"strength": 0.01})
     unchanged = [{name for name in before if after[name] == before[name]} for after in (seeded, taught)]
     assert "backbone-tiny" not in unchanged[0]
-    assert unchanged[1] == {"data", "windows-tiny"}
+    assert unchanged[1] == {"data"}
 
 
 def test_weights_are_known_by_what_their_files_hold(tmp_path: Path) -> None:
     for name in ("model.ckpt.index", "model.ckpt.data-00000-of-00001", "model.ckpt.meta"):
         (tmp_path / name).write_text(name)
-    by_prefix = steps.weights_digest(object(), str(tmp_path / "model.ckpt"))
+    by_prefix = backbones.weights_digest(object(), str(tmp_path / "model.ckpt"))
     assert list(by_prefix) == ["model.ckpt.index", "model.ckpt.data-00000-of-00001"]
     (tmp_path / "model.ckpt.index").write_text("other")
-    assert steps.weights_digest(object(), str(tmp_path / "model.ckpt")) != by_prefix
+    assert backbones.weights_digest(object(), str(tmp_path / "model.ckpt")) != by_prefix
     kept = SimpleNamespace(weights_file=lambda source: tmp_path / f"{source}.meta")
-    assert list(steps.weights_digest(kept, "model.ckpt")) == ["model.ckpt.meta"]
-    assert steps.weights_digest(object(), "not-there-yet") == steps.weights_digest(object(), None) == {}
+    assert list(backbones.weights_digest(kept, "model.ckpt")) == ["model.ckpt.meta"]
+    assert backbones.weights_digest(object(), "not-there-yet") == backbones.weights_digest(object(), None) == {}
 
 
 def test_no_teacher_is_fitted_where_nothing_learns_from_it(recipe_file: Path, tiny_data: Path, tmp_path: Path) -> None:
-    alone = {"backbones": {"tiny": {"fine_tune": {"steps": 1, "teacher_weight": 0}}}}
+    alone = {"backbones": {"tiny": {"from_scratch": True, "fine_tune": {"steps": 1, "teacher_weight": 0}}}}
     recipe_file.write_text(yaml.safe_dump({**RECIPE, **alone}))
     runner = pipeline.prepare(recipe_file, tiny_data, tmp_path / "run")[1]
     assert "teacher-tiny" not in [stage.name for stage in runner.stages]

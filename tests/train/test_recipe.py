@@ -56,7 +56,7 @@ def test_all_faults_are_told_at_once_with_what_was_meant() -> None:
         "did you mean negative?",
         "masks: minimal_keep must be 1 or more, not 0",
         "windows must be a section of settings, not 3",
-        "backbones.vggish: needs weights, or fine_tune, or both",
+        "backbones.vggish: needs either weights (a name such as imagenet, or a file) or from_scratch: true",
     ):
         assert part in text
 
@@ -74,6 +74,24 @@ def test_front_end_constants_reach_the_plugin() -> None:
     found = parse(backbones={"vggish": {"weights": "audioset", "front_end": {"high_hz": 7800}}})
     plugin = recipe.backbone_of("vggish", found.backbones["vggish"])
     assert (plugin.front_end.to_dict()["high_hz"], plugin.front_end.to_dict()["low_hz"]) == (7800, 125.0)
+
+
+def test_weights_are_replaced_and_left_out_on_purpose() -> None:
+    found = parse(
+        backbones={"vggish": {"weights": "audioset", "fine_tune": {}}, "inception_v3": {"weights": "imagenet"}}
+    )
+    changed = recipe.with_weights(found, {"inception_v3": "mine.npz"}, ["vggish"])
+    assert (changed.backbones["vggish"].weights, changed.backbones["vggish"].from_scratch) == (None, True)
+    assert (changed.backbones["inception_v3"].weights, changed.backbones["inception_v3"].from_scratch) == (
+        "mine.npz",
+        False,
+    )
+    with pytest.raises(TrainingError, match="not 'resnet'"):
+        recipe.with_weights(found, {"resnet": "x"}, [])
+    with pytest.raises(TrainingError, match="not both"):
+        recipe.with_weights(found, {"vggish": "x"}, ["vggish"])
+    with pytest.raises(TrainingError, match="from_scratch needs fine_tune"):
+        recipe.with_weights(found, {}, ["inception_v3"])
 
 
 def test_augmented_passes_need_an_augmentation() -> None:

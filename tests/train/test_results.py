@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +10,9 @@ import pytest
 from orcawatch.errors import TrainingError
 from orcawatch.training import results
 from orcawatch.training.dataset import Clip
+from orcawatch.training.members import Member
 
-MEMBERS = [{"name": "a", "mask": "none"}, {"name": "a_neg", "mask": "negative"}]
+MEMBERS = [Member("a", ("a",), "none"), Member("a_neg", ("a",), "negative")]
 
 
 def test_a_rule_that_no_member_satisfies_is_refused_and_any_lifts_it() -> None:
@@ -24,12 +24,18 @@ def test_a_rule_that_no_member_satisfies_is_refused_and_any_lifts_it() -> None:
         results.required(MEMBERS, "minimal")
 
 
-@pytest.mark.parametrize("other", [{"start": [0, 50, 0]}, {"clip": [0, 1, 1]}, {"clip": [0, 0], "start": [0, 48]}])
-def test_backbones_that_cut_other_windows_are_refused(other: dict[str, Any]) -> None:
-    windows = {"clip": np.array([0, 0, 1]), "start": np.array([0, 48, 0])}
-    results.check_windows({"a": windows, "b": dict(windows)})
-    with pytest.raises(TrainingError, match="a vote needs the same windows"):
-        results.check_windows({"a": windows, "b": {**windows, **{key: np.array(v) for key, v in other.items()}}})
+def test_representative_windows_are_drawn_by_recording_and_class() -> None:
+    """One recording of 900 windows and twenty of two: every recording is in, and both classes."""
+    group = np.array(["long"] * 900 + [f"short{k // 2}" for k in range(40)] + ["calls"] * 300)
+    orca = group == "calls"
+    rows = {"split": np.zeros(1240, int), "passed": np.zeros(1240, int), "orca": orca, "group": group}
+    drawn = results.draw_representative(rows, 1)
+    assert len(drawn) == len(set(drawn)) == results.REPRESENTATIVE
+    assert orca[drawn].sum() == results.REPRESENTATIVE // 2
+    assert set(group[drawn]) == set(group)
+    np.testing.assert_array_equal(drawn, results.draw_representative(rows, 1))
+    aside = {**rows, "passed": np.ones(1240, int)}
+    assert len(results.draw_representative(aside, 1)) == 0
 
 
 def test_false_alarms_are_counted_by_kind_of_noise_alone() -> None:

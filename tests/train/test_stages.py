@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,35 @@ def test_a_failed_stage_leaves_no_artifact_and_is_run_again(tmp_path: Path) -> N
     assert [state.done for state in Runner(tmp_path, broken).status()] == [True, False]
     mended = Runner(tmp_path, chain())
     assert mended.run() == ["two"]
+
+
+def fill_disk(settings: Any, inputs: stages.Inputs, folder: Path) -> None:
+    """Write more than there is room for."""
+    with (folder / "out").open("wb") as file:
+        for _ in range(settings["megabytes"]):
+            file.write(bytes(2**20))
+
+
+@pytest.fixture()
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 8 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_and_the_run_resumes_once_there_is_room(small_disk: Path) -> None:
+    (small_disk / "other").write_bytes(bytes(5 * 2**20))
+    heavy = [chain()[0], Stage("two", fill_disk, {"megabytes": 4}, ("one",))]
+    with pytest.raises(TrainingError, match=r"stage two: the disk of .* is full .* the stages before it are kept"):
+        Runner(small_disk / "run", heavy).run()
+    assert not list((small_disk / "run" / "artifacts").glob("*.partial"))
+    (small_disk / "other").unlink()
+    assert Runner(small_disk / "run", heavy).run() == ["two"]
 
 
 SLOW = """
