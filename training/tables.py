@@ -274,7 +274,7 @@ def mask_table(members: Members, aucs: Intervals, dropped: Sequence[Mapping[str,
 
 def _fusion_note(members: Members) -> list[str]:
     """What is fused, where it is not the paper's three backbones."""
-    fused = next((member["backbones"] for member in members if len(member["backbones"]) > 1), [])
+    fused: list[str] = next((member["backbones"] for member in members if len(member["backbones"]) > 1), [])
     paper = [name for name in BACKBONES if name != "fusion"]
     return [f"{FUSION} here is of {', '.join(fused)}."] if fused and set(fused) != set(paper) else []
 
