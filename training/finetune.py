@@ -170,26 +170,35 @@ def average_decay_at(step: int, settings: FineTuneSettings) -> float:
 # --- the network ------------------------------------------------------------------------------------------------------
 
 
-def with_precision(model: Any, precision: str, synchronised: bool = False) -> Any:
+def with_precision(model: Any, precision: str, **batch_norm: Any) -> Any:
     """A copy of a functional Keras model, weights included, that computes by that policy.
 
-    Its variables are float32, and so is a first rescaling of the input. With `synchronised`, batch norm takes its
-    statistics over all replicas.
+    Its variables are float32, and so is a rescaling of the input. `batch_norm` changes the configuration of every batch
+    norm.
     """
     from tensorflow.keras import layers, models
 
     def copied(layer: Any) -> Any:
         if isinstance(layer, models.Model):
-            return with_precision(layer, precision, synchronised)
-        policy = "float32" if isinstance(layer, layers.Rescaling) else precision
-        config = {**layer.get_config(), "dtype": policy}
-        if synchronised and isinstance(layer, layers.BatchNormalization):
-            config["synchronized"] = True
-        return type(layer).from_config(config)
+            return with_precision(layer, precision, **batch_norm)
+        config = {**layer.get_config(), "dtype": "float32" if isinstance(layer, layers.Rescaling) else precision}
+        changed = batch_norm if isinstance(layer, layers.BatchNormalization) else {}
+        return type(layer).from_config({**config, **changed})
 
     copy = models.clone_model(model, clone_function=copied)
     copy.set_weights(model.get_weights())
     return copy
+
+
+def batch_norm_changes(settings: FineTuneSettings, replicas: int) -> dict[str, bool]:
+    """How batch norm is computed while training, see `with_precision`.
+
+    Frozen, not by the fused kernel, whose gradient with stored statistics has no deterministic version on GPUs; trained
+    on several replicas, with the statistics of them all.
+    """
+    if settings.batch_norm == "frozen":
+        return {"fused": False}
+    return {"synchronized": True} if replicas > 1 else {}
 
 
 def flat_layers(model: Any) -> list[Any]:
@@ -591,7 +600,8 @@ def check(settings: FineTuneSettings, teacher: Teacher | None, front_end: FrontE
 def make_network(model: Any, settings: FineTuneSettings, front_end: FrontEnd, seed: int, strategy: Any) -> Network:
     """A copy of the backbone in the precision of the training, with a new head, in the strategy's scope."""
     with strategy.scope():
-        backbone = with_precision(model, settings.precision, strategy.num_replicas_in_sync > 1)
+        changes = batch_norm_changes(settings, strategy.num_replicas_in_sync)
+        backbone = with_precision(model, settings.precision, **changes)
         head = make_head()
         head.build(backbone.output_shape)
     choose_trained(backbone, settings)
