@@ -47,22 +47,24 @@ def download(url: str, what: str, md5: str | None = None) -> Path:
     path = cached(url)
     if path.exists():
         return path
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # of this process: several workers may fetch at once
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         urllib.request.urlretrieve(url, partial)
         _require_digest(partial, md5)
+        return partial.replace(path)
     except (urllib.error.URLError, OSError) as fault:
         raise WeightsError(
             f"{what} could not be downloaded from {url}: {fault}. Without a network, bring {path.name} by hand to "
             f"{path}, or give its path; or train from scratch on purpose (--from-scratch)"
         ) from fault
-    return partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _require_digest(path: Path, md5: str | None) -> None:
     """Raise OSError, as for any failed download, where the file is not the published one."""
-    if md5 is not None and (found := hashlib.md5(path.read_bytes()).hexdigest()) != md5:
+    if md5 is not None and (found := hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()) != md5:
         raise OSError(f"what came has the MD5 digest {found}, the published file {md5}")
 
 
