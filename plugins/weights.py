@@ -59,7 +59,8 @@ def download(url: str, what: str, md5: str | None = None) -> Path:
             f"{path}, or give its path; or train from scratch on purpose (--from-scratch)"
         ) from fault
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.exists():
+            partial.unlink()
 
 
 def _require_digest(path: Path, md5: str | None) -> None:
