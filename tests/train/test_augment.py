@@ -74,7 +74,8 @@ def test_cut_takes_a_stretch_and_repeats_what_is_too_short() -> None:
 @pytest.mark.parametrize(("axis", "size"), [(1, 96), (2, 64)])
 def test_masks_replace_a_stretch_of_bounded_width_by_the_mean(axis: int, size: int) -> None:
     windows = np.random.default_rng(3).random((40, 96, 64)).astype(np.float32)
-    masked = augment.mask_stretches(windows, axis, 1, 9, np.random.default_rng(4))
+    stretches = augment.draw_stretches(40, size, 1, 9, np.random.default_rng(4))
+    masked = augment.hide(windows, axis, stretches)
     widths = set()
     for before, after in zip(np.moveaxis(windows, axis, 1), np.moveaxis(masked, axis, 1)):
         lines = np.flatnonzero((before != after).any(axis=1))
@@ -91,13 +92,61 @@ def test_a_mask_wider_than_the_window_is_refused() -> None:
         )
 
 
+def planned(clips: Any, settings: Augmentation, seed: int, windows: int = 6) -> augment.Plan:
+    """A plan that draws the clips in turn."""
+    drawn, lengths = np.arange(windows) % len(clips), np.array([len(c.waveform) for c in clips])
+    generator = np.random.default_rng(seed)
+    return augment.draw_plan(drawn, lengths, np.arange(len(clips)), settings, FRONT_END, generator)
+
+
 def test_no_augmentation_changes_nothing() -> None:
     waveform, windows = noise(1, SIZE), np.random.default_rng(1).random((2, 96, 64)).astype(np.float32)
     generator = np.random.default_rng(0)
-    assert np.array_equal(augment.augment_clip(clip(waveform), [clip(noise(2))], None, generator), waveform)
+    unchanged = augment.augment_clip(clip(waveform), [clip(noise(2))], None, generator, 16000)
+    assert np.array_equal(unchanged, waveform)
     assert np.array_equal(augment.mask(windows, NONE, generator), windows)
-    plain = augment.training_batch([clip(waveform)], [clip(noise(2))], NONE, FRONT_END, generator)
-    assert np.allclose(plain[0], FRONT_END.finish(FRONT_END.rows(waveform[:, None])[:, 0]), atol=1e-6)
+    clips = [clip(waveform)]
+    assert np.array_equal(augment.waveforms(planned(clips, NONE, 0, 2), clips, SIZE), [waveform, waveform])
+
+
+def test_a_plan_carried_out_equals_a_plain_loop() -> None:
+    clips = [clip(noise(1, 5000)), clip(noise(2, 40000)), clip(np.zeros(20000, np.float32)), clip(noise(3, SIZE))]
+    plan = planned(clips, Augmentation(noise_share=0.7), 5, windows=12)
+    assert {-1} < set(plan.noise.tolist())
+    found = augment.waveforms(plan, clips, SIZE)
+    for k, window in enumerate(found):
+        audio = [
+            clips[plan.clip[k]].waveform[(plan.start[k] + i) % len(clips[plan.clip[k]].waveform)] for i in range(SIZE)
+        ]
+        expected = np.array(audio)
+        if plan.noise[k] >= 0:
+            other = clips[plan.noise[k]].waveform
+            added = np.array([other[(plan.noise_start[k] + i) % len(other)] for i in range(SIZE)])
+            expected = augment.mix(expected, added, float(plan.snr_db[k]))
+        assert np.allclose(window, augment.change_level(expected, float(plan.gain_db[k])), atol=1e-6)
+
+
+def test_a_part_of_a_plan_gives_the_same_windows() -> None:
+    clips = [clip(noise(k, 30000)) for k in range(3)]
+    plan = planned(clips, Augmentation(), 1)
+    whole, part = augment.waveforms(plan, clips, SIZE), augment.waveforms(plan.part(slice(2, 4)), clips, SIZE)
+    assert np.array_equal(whole[2:4], part)
+
+
+def test_windows_come_from_anywhere_in_long_clips_and_rotate_short_ones() -> None:
+    clips = [clip(noise(0, 8000)), clip(noise(1, SIZE + 100))]
+    starts = np.concatenate([planned(clips, Augmentation(shift_s=0.1), k, 40).start.reshape(-1, 2) for k in range(20)])
+    short, long = starts.T
+    assert set(short.tolist()) <= {*range(1601), *range(6400, 8000)} and len(set(short.tolist())) > 300
+    assert long.min() >= 0 and long.max() <= 100 and len(set(long.tolist())) > 90
+
+
+def test_spectrograms_of_many_windows_equal_one_by_one() -> None:
+    windows = np.stack([noise(k, SIZE) for k in range(augment.TOGETHER + 3)])
+    found = augment.spectrograms(windows, FRONT_END)
+    assert found.shape == (len(windows), *FRONT_END.shape[:2]) and found.dtype == np.float32
+    for window, spectrogram in zip(windows, found):
+        assert np.allclose(spectrogram, FRONT_END.finish(FRONT_END.rows(window[:, None])[:, 0]), atol=1e-6)
 
 
 @pytest.mark.parametrize("seconds", [0.3, 2.0])
@@ -105,11 +154,8 @@ def test_equal_seeds_give_equal_batches_and_others_do_not(seconds: float) -> Non
     clips = [clip(noise(k, int(16000 * seconds))) for k in range(3)]
 
     def batch(seed: int) -> Any:
-        generator = np.random.default_rng(seed)
-        windows = augment.training_batch(clips, clips, Augmentation(noise_share=1.0), FRONT_END, generator)
-        return augment.mask(windows, Augmentation(time_masks=1, band_masks=1), generator)
+        return augment.waveforms(planned(clips, Augmentation(noise_share=1.0), seed), clips, SIZE)
 
-    assert batch(1).shape == (3, *FRONT_END.shape[:2])
     assert np.array_equal(batch(1), batch(1))
     assert not np.allclose(batch(1), batch(2))
 
@@ -124,7 +170,10 @@ def test_the_share_of_mixed_windows_is_as_stated() -> None:
 def test_arguments_stay_as_they_are() -> None:
     waveform = noise(1)
     before = waveform.copy()
-    augment.augment_clip(clip(waveform), [clip(waveform)], Augmentation(noise_share=1.0), np.random.default_rng(0))
+    settings = Augmentation(noise_share=1.0)
+    augment.augment_clip(clip(waveform), [clip(waveform)], settings, np.random.default_rng(0), 16000)
+    clips = [clip(waveform)]
+    augment.waveforms(planned(clips, settings, 0), clips, SIZE)
     assert np.array_equal(waveform, before)
 
 
@@ -140,3 +189,10 @@ def test_arguments_stay_as_they_are() -> None:
 def test_strengths_that_mean_nothing_are_refused(wrong: dict[str, Any], text: str) -> None:
     with pytest.raises(TrainingError, match=text):
         Augmentation(**wrong)
+
+
+def test_a_clip_is_shifted_by_seconds_of_its_own_rate() -> None:
+    ramp, settings = np.arange(4000, dtype=np.float32), replace(NONE, shift_s=0.01)
+    turned = [augment.augment_clip(clip(ramp), [], settings, np.random.default_rng(k), 24000) for k in range(80)]
+    shifts = {int(np.argmin(one)) for one in turned}
+    assert shifts <= {*range(241), *range(3760, 4000)} and max(min(s, 4000 - s) for s in shifts) > 160
