@@ -52,7 +52,7 @@ class Shared:
         with self._lock:
             return self._ensemble.score(window)
 
-    def explain(self, window: Window, channel: int) -> tuple[Array, Array]:
+    def explain(self, window: Window, channel: int) -> dict[str, tuple[Array, Array]]:
         """As the ensemble's."""
         with self._lock:
             return self._ensemble.explain(window, channel)

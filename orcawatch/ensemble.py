@@ -36,7 +36,13 @@ class Ensemble:
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
         self.bundle = bundle
         self._backbones = {
-            name: EdgeBackbone(bundle.folder / entry.file, entry.front_end, entry.feature_size, threads)
+            name: EdgeBackbone(
+                bundle.folder / entry.file,
+                entry.front_end,
+                entry.feature_size,
+                threads,
+                entry.explain_file and bundle.folder / entry.explain_file,
+            )
             for name, entry in bundle.backbones.items()
         }
         self._heads = Model(bundle.folder / bundle.manifest["heads"]["file"], threads)
@@ -61,21 +67,32 @@ class Ensemble:
         """Members' confidences from one channel's finished spectrograms, (frames, bands) by backbone."""
         return np.asarray(self._heads.call("score", self._features(spectrograms))["scores"][0])
 
-    def explain(self, window: Window, channel: int) -> tuple[Array, Array]:
-        """Spectrogram and relevance of the vote's `orca` confidence on one channel.
+    def explain(self, window: Window, channel: int) -> dict[str, tuple[Array, Array]]:
+        """What each backbone heard on one channel, and what of it speaks for the vote's `orca` confidence.
 
-        Deep Taylor through the whole network (paper section 2.3): the heads' relevance of every feature, averaged over
-        the vote's members, then the backbone's pass to the spectrogram. The first backbone's map is returned; with
-        one backbone it adds up to the channel's score.
+        Deep Taylor through the whole networks (paper section 2.3): one pass gives the heads' relevance of every
+        feature, averaged over the vote's members; one pass for each backbone that has some spreads it.
 
         Returns
         -------
-        spectrogram, relevance : float32, shape (frames, bands). All zero where nothing speaks for orca.
+        By backbone, in the bundle's order: the window's rows and their relevance, both float32 (frames, bands). The
+        relevance of all backbones together adds up to the channel's score; a backbone that nothing of the vote listens
+        to, or where nothing speaks for orca, has zeros.
         """
-        spectrograms = self._finish(window)[channel]
-        name = next(iter(spectrograms))
-        relevance = self._heads.call("explain", self._features(spectrograms))[name][0]
-        return spectrograms[name], self._backbones[name].explain(spectrograms[name], relevance)
+        rows = {name: found[channel] for name, found in window.rows.items()}
+        spectrograms = {name: self._backbones[name].front_end.finish(found) for name, found in rows.items()}
+        relevance = self._heads.call("explain", self._features(spectrograms))
+        return {
+            name: (rows[name], self._spread(name, spectrogram, relevance[name][0]))
+            for name, spectrogram in spectrograms.items()
+        }
+
+    def _spread(self, name: str, spectrogram: Array, relevance: Array) -> Array:
+        """Relevance of a backbone's features on its window's rows."""
+        if not relevance.any():
+            front_end = self.bundle.backbones[name].front_end
+            return np.zeros((front_end.frames, front_end.shape[1]), np.float32)
+        return self._backbones[name].explain(spectrogram, relevance)
 
     def _finish(self, window: Window) -> list[dict[str, Array]]:
         """Spectrograms (frames, bands) by backbone, one dict per channel."""

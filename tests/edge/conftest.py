@@ -47,10 +47,9 @@ class FakeEnsemble:
         score = fuse_channels(channels, self.bundle.channel_fusion)
         return WindowScore(window.start_sample, window.end_sample, members, channels, score)
 
-    def explain(self, window: Window, channel: int) -> tuple[Array, Array]:
-        name = next(iter(self.bundle.backbones))
-        rows = window.rows[name][channel]
-        return self.bundle.backbones[name].front_end.finish(rows), np.asarray(rows * self._band(name), np.float32)
+    def explain(self, window: Window, channel: int) -> dict[str, tuple[Array, Array]]:
+        rows = {name: found[channel] for name, found in window.rows.items()}
+        return {name: (found, np.asarray(found * self._band(name), np.float32)) for name, found in rows.items()}
 
     def _band(self, name: str) -> Array:
         frequencies_hz = self.bundle.backbones[name].front_end.frequencies_hz

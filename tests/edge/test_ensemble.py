@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -59,15 +60,39 @@ def test_channels_do_not_see_each_other(ensemble: Ensemble, window: Window) -> N
 
 
 def test_explanation_has_the_spectrograms_shape_and_no_negative_relevance(ensemble: Ensemble, window: Window) -> None:
-    spectrogram, relevance = ensemble.explain(window, 1)
-    assert spectrogram.shape == relevance.shape == (96, 64)
-    assert relevance.min() >= 0
+    ((name, (rows, relevance)),) = ensemble.explain(window, 1).items()
+    assert name == next(iter(ensemble.bundle.backbones))
+    assert rows.shape == relevance.shape == (96, 64)
+    np.testing.assert_array_equal(rows, window.rows[name][1])
+    assert relevance.min() >= 0 and relevance.max() > 0
 
 
 def test_relevance_adds_up_to_the_channels_score(ensemble: Ensemble, window: Window) -> None:
     assert len(ensemble.bundle.backbones) == 1
     score = ensemble.score(window).channel_scores[1]
-    assert ensemble.explain(window, 1)[1].sum() == pytest.approx(score, rel=0.05)
+    ((_, relevance),) = ensemble.explain(window, 1).values()
+    assert relevance.sum() == pytest.approx(score, rel=0.05)
+
+
+class FakeModel:
+    """Answers `explain` with fixed relevance; counts its calls."""
+
+    def __init__(self, answers: dict[str, np.ndarray]) -> None:
+        self._answers = answers
+
+    def call(self, signature: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        assert signature == "explain"
+        return self._answers
+
+
+def test_backbones_without_relevance_cost_no_pass(ensemble: Ensemble, window: Window) -> None:
+    (name,) = ensemble.bundle.backbones
+    silent = copy.copy(ensemble)
+    silent._heads = FakeModel({name: np.zeros((1, 128), np.float32)})  # type: ignore[assignment]
+    unused = copy.copy(ensemble._backbones[name])
+    unused._explainer = None  # type: ignore[assignment]
+    silent._backbones = {name: unused}
+    assert not silent.explain(window, 1)[name][1].any()
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from orcawatch import snapshot
 from orcawatch.errors import AudioError
 from orcawatch.records import Event, Window, WindowScore
-from orcawatch.snapshot import Explanation
-from orcawatch.spectrogram import LogMel, rows_of
+from orcawatch.snapshot import Explanation, Map
+from orcawatch.spectrogram import FrontEnd, LinearPower, LogMel, rows_of
 
 FRONT_END = LogMel()
 RATE_HZ = 22050
@@ -26,17 +26,18 @@ SIZE = (1080, 1200)
 class FakeEnsemble:
     """Relevance is the rows themselves, and zero for windows whose rows all lie below `silent_below`."""
 
-    def __init__(self, silent_below: float = 0.0) -> None:
-        backbone = SimpleNamespace(front_end=FRONT_END)
-        self.bundle = SimpleNamespace(backbones={"fake": backbone}, hop_s=0.48, start_threshold=0.5)
+    def __init__(self, silent_below: float = 0.0, front_ends: tuple[FrontEnd, ...] = (FRONT_END,)) -> None:
+        names = ["fake", "other", "third"]
+        backbones = {name: SimpleNamespace(front_end=front_end) for name, front_end in zip(names, front_ends)}
+        self.bundle = SimpleNamespace(backbones=backbones, hop_s=0.48, start_threshold=0.5)
         self.spans: list[tuple[int, int]] = []
         self._silent_below = silent_below
 
-    def explain(self, window: Window, channel: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = window.rows["fake"][channel]
-        assert rows.shape == (96, 64)
+    def explain(self, window: Window, channel: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        rows = {name: found[channel] for name, found in window.rows.items()}
+        assert rows["fake"].shape == (96, 64)
         self.spans.append((window.start_sample, window.end_sample))
-        return FRONT_END.finish(rows), rows * (rows.max() >= self._silent_below)
+        return {name: (found, found * (found.max() >= self._silent_below)) for name, found in rows.items()}
 
 
 def noise(seconds: float, channels: int = 1, level: float = 0.001) -> np.ndarray:
@@ -69,11 +70,13 @@ def event(start_s: float, end_s: float, first_sample: int, scores: list[list[flo
     return Event(int(borders[0]), int(borders[-1]), float(channels.max()), channels, best, windows)
 
 
-def explanation(relevance: np.ndarray, silent: int = 0) -> Explanation:
-    frames = len(relevance)
-    return Explanation(
-        np.zeros((frames, 64), np.float32), relevance, np.arange(frames) / 100, FRONT_END.frequencies_hz, "m", 3, silent
-    )
+def explanation(*relevance: np.ndarray, silent: int = 0) -> Explanation:
+    """Frames every 10 ms of LogMel's bands, a map for each array (frames, 64)."""
+    times_s = np.arange(len(relevance[0])) / 100
+    level_db = np.zeros_like(relevance[0])
+    names = ["one", "two", "three"]
+    maps = [Map(n, level_db, r, times_s, FRONT_END.frequencies_hz) for n, r in zip(names, relevance)]
+    return Explanation(tuple(maps), "m", 3, silent)
 
 
 def png_size(content: bytes) -> tuple[int, int]:
@@ -107,6 +110,19 @@ def test_level_of_a_full_scale_sine_is_0_db(band: int) -> None:
     for factor, expected_db in ((1.0, 0.0), (0.5, -6.0206), (0.0, -120.0)):
         level_db = snapshot.level_db(FRONT_END, FRONT_END.rows(factor * sine)[:, 0])
         assert level_db[0, band] == pytest.approx(expected_db, abs=1e-3)
+
+
+def test_level_of_rows_that_are_powers() -> None:
+    front_end = LinearPower(size=75)
+    time_s = np.arange(front_end.frame_samples)[:, None] / front_end.rate_hz
+    sine = np.sin(2 * np.pi * front_end.frequencies_hz[40] * time_s).astype(np.float32)
+    for factor, expected_db in ((1.0, 0.0), (0.5, -6.0206), (0.0, -120.0)):
+        level_db = snapshot.level_db(front_end, front_end.rows(factor * sine)[:, 0])
+        assert level_db[0, 40] == pytest.approx(expected_db, abs=1e-3)
+
+
+def test_edges_of_bands_even_in_hertz() -> None:
+    np.testing.assert_allclose(snapshot.band_edges_hz(np.array([400.0, 500, 600]), "linear"), [350, 450, 550, 650])
 
 
 def test_band_edges_are_those_of_the_mel_bands() -> None:
@@ -171,7 +187,7 @@ def test_event_as_long_as_the_clip_has_a_band() -> None:
 
 
 def test_even_relevance_reaches_what_chance_reaches() -> None:
-    numbers = snapshot.relevance_numbers(explanation(np.ones((50, 64), np.float32)), np.arange(50) < 20, (1000, 3000))
+    numbers = snapshot.relevance_numbers(explanation(np.ones((50, 64), np.float32)), (0, 0.2), (1000, 3000))
     assert numbers["relevance_in_band"] == pytest.approx(numbers["area_in_band"])
     bands = sum(1000 < hertz < 3000 for hertz in FRONT_END.frequencies_hz)
     assert numbers["area_in_band"] == pytest.approx(20 / 50 * bands / 64)
@@ -181,16 +197,30 @@ def test_share_counts_band_and_time() -> None:
     relevance = np.zeros((50, 64), np.float32)
     band = int(np.argmin(np.abs(FRONT_END.frequencies_hz - 2000)))
     relevance[10, band], relevance[10, 0], relevance[40, band] = 6, 3, 1
-    numbers = snapshot.relevance_numbers(explanation(relevance, silent=1), np.arange(50) < 20, (1000, 3000))
+    numbers = snapshot.relevance_numbers(explanation(relevance, silent=1), (0, 0.2), (1000, 3000))
     assert numbers["relevance_in_band"] == pytest.approx(0.6)
     assert (numbers["windows"], numbers["silent_windows"]) == (3, 1)
     assert (numbers["band_low_hz"], numbers["band_high_hz"]) == (1000, 3000)
 
 
+def test_several_backbones_share_by_their_relevance() -> None:
+    band = int(np.argmin(np.abs(FRONT_END.frequencies_hz - 2000)))
+    one, two, three = (np.zeros((50, 64), np.float32) for _ in range(3))
+    one[10, band], one[40, band], two[10, 0] = 4, 2, 2
+    found = explanation(one, two, three)
+    assert snapshot.shares(found) == pytest.approx([0.75, 0.25, 0])
+    numbers = snapshot.relevance_numbers(found, (0, 0.2), (1000, 3000))
+    assert numbers["relevance_in_band"] == pytest.approx(4 / 8)
+    assert numbers["relevance_in_band-one"] == pytest.approx(4 / 6) and numbers["relevance_in_band-two"] == 0
+    assert "relevance_in_band-three" not in numbers  # there is nothing to share
+    assert [numbers[f"share-{name}"] for name in ("one", "two", "three")] == pytest.approx([0.75, 0.25, 0])
+    alone = snapshot.relevance_numbers(explanation(one), (0, 0.2), (1000, 3000))
+    assert alone["area_in_band"] == pytest.approx(numbers["area_in_band"])
+    assert not any("-" in name for name in alone)
+
+
 def test_no_relevance_has_no_share() -> None:
-    numbers = snapshot.relevance_numbers(
-        explanation(np.zeros((50, 64), np.float32), 3), np.arange(50) < 20, (1000, 3000)
-    )
+    numbers = snapshot.relevance_numbers(explanation(np.zeros((50, 64), np.float32), silent=3), (0, 0.2), (1000, 3000))
     assert "relevance_in_band" not in numbers and numbers["silent_windows"] == 3
 
 
@@ -199,10 +229,23 @@ def test_explains_every_frame() -> None:
     ensemble = FakeEnsemble()
     found = snapshot.explain_audio(ensemble, samples, RATE_HZ)
     rows = rows_of(FRONT_END, samples[:, None], RATE_HZ)[:, 0]
-    np.testing.assert_allclose(found.relevance, rows, rtol=1e-6)
+    (heard,) = found.maps
+    np.testing.assert_allclose(heard.relevance, rows, rtol=1e-6)
     assert found.windows == len(ensemble.spans) == 8
     assert ensemble.spans[1] == (48 * 160, (48 + 96) * 160)
-    assert found.times_s[[0, 100]] == pytest.approx([0.0125, 1.0125])
+    assert heard.times_s[[0, 100]] == pytest.approx([0.0125, 1.0125])
+
+
+def test_backbones_have_their_own_axes_on_one_grid() -> None:
+    front_ends = (FRONT_END, LinearPower(size=75))
+    found = snapshot.explain_audio(FakeEnsemble(front_ends=front_ends), clip_with_call(1)[:, 0], RATE_HZ)
+    one, two = found.maps
+    assert (one.backbone, two.backbone, one.scale, two.scale) == ("fake", "other", "mel", "linear")
+    assert one.relevance.shape[1] == 64 and two.relevance.shape[1] == 75 and len(one.relevance) == len(two.relevance)
+    assert two.times_s[0] == pytest.approx(0.02)
+    np.testing.assert_array_equal(two.frequencies_hz, front_ends[1].frequencies_hz)
+    rows = rows_of(front_ends[1], clip_with_call(1), RATE_HZ)[: len(two.relevance), 0]
+    np.testing.assert_allclose(two.relevance, rows, rtol=1e-5)
 
 
 def test_short_audio_counts_its_real_frames_only() -> None:
@@ -210,7 +253,7 @@ def test_short_audio_counts_its_real_frames_only() -> None:
     found = snapshot.explain_audio(FakeEnsemble(), samples, RATE_HZ)
     rows = rows_of(FRONT_END, samples[:, None], RATE_HZ)[:, 0]
     assert len(rows) < 50 and found.windows == 1
-    np.testing.assert_array_equal(found.relevance, rows)
+    np.testing.assert_array_equal(found.maps[0].relevance, rows)
 
 
 def test_silent_windows_are_counted() -> None:
@@ -218,7 +261,7 @@ def test_silent_windows_are_counted() -> None:
     samples[RATE_HZ * 5 :] += sweep(1000, 2000, 1.0)
     found = snapshot.explain_audio(FakeEnsemble(silent_below=0.5), samples, RATE_HZ)
     assert (found.windows, found.silent_windows) == (12, 9)
-    assert not found.relevance[:400].any() and found.relevance[500:].any()
+    assert not found.maps[0].relevance[:400].any() and found.maps[0].relevance[500:].any()
 
 
 def test_audio_without_a_frame_is_refused() -> None:
@@ -249,6 +292,23 @@ def test_snapshot_files(tmp_path: Path) -> None:
         assert arrays["channel_scores"].shape == (2, 4)
         assert arrays["channels"].tolist() == [4, 7, 5, 6] and arrays["best_channel"] == 7
         assert arrays["title"][1].startswith("channel 7, score")
+        again = io.BytesIO()
+        snapshot.draw(dict(arrays), again)
+    assert again.getvalue() == png.read_bytes()
+
+
+def test_several_backbones_make_a_taller_picture(tmp_path: Path) -> None:
+    front_ends = (FRONT_END, LinearPower(size=75), LinearPower(size=75))
+    detected = event(1.4, 2.6, 0, [[0.2, 0.6], [0.3, 0.9]], best=1)
+    png, numbers = snapshot.make_snapshot(
+        FakeEnsemble(front_ends=front_ends), clip_with_call(2), RATE_HZ, 0, detected, (0, 1), "t", tmp_path / "three"
+    )
+    assert png_size(png.read_bytes()) == (SIZE[0], SIZE[1] + 2 * 404)
+    assert sum(numbers[f"share-{name}"] for name in ("fake", "other", "third")) == pytest.approx(1)
+    with np.load(tmp_path / "three.npz") as arrays:
+        assert arrays["backbones"].tolist() == ["fake", "other", "third"]
+        assert arrays["relevance"].shape[1] == 64 and arrays["relevance-third"].shape[1] == 75
+        assert arrays["spectrogram_db-other"].shape == arrays["relevance-other"].shape
         again = io.BytesIO()
         snapshot.draw(dict(arrays), again)
     assert again.getvalue() == png.read_bytes()
