@@ -21,8 +21,8 @@ def quantization_tables(found: Mapping[str, Any]) -> str:
     """The content of `quantization.json` (see `deploy.quantize`) as Markdown."""
     about = (
         f"# Quantization\n\nTimes: median of {found['timed_windows']} windows, one thread of {found['machine']}, "
-        f"interpreter {found['runtime']}. AUC: {found['clips']} devel clips ({found['windows']} windows); in brackets the "
-        "loss against the training side's AUC with its 95 % interval, paired, recordings resampled."
+        f"interpreter {found['runtime']}. AUC: {found['clips']} devel clips ({found['windows']} windows); in brackets "
+        "the loss against the training side's AUC with its 95 % interval, paired, recordings resampled."
     )
     return "\n\n".join([about, _backbones(found), _members(found), _vote(found)]) + "\n"
 

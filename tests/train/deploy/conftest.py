@@ -72,7 +72,8 @@ class SmallPower(SmallMel):
 def random_head(generator: np.random.Generator, features: int) -> dict[str, np.ndarray]:
     """A head that says different things of different windows; its logits are mostly positive."""
     shapes = {"hidden_kernel": (features, 256), "hidden_bias": (256,), "kernel": (256, 2), "bias": (2,)}
-    return {name: generator.normal(0.02, 0.4, shape).astype(np.float32) for name, shape in shapes.items()}
+    spread = {"hidden_kernel": (0.0, 0.4), "hidden_bias": (0.0, 0.4), "kernel": (0.1, 0.2), "bias": (0.0, 0.4)}
+    return {name: generator.normal(*spread[name], shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def describe(name: str, backbones: list[str]) -> list[dict[str, Any]]:
@@ -171,7 +172,7 @@ def make_selection(devel: Mapping[str, Any]) -> dict[str, Any]:
             "teacher": INTERVAL,
             "uncalibrated_vote": INTERVAL,
         },
-        "all_zero": {name: zeros for name in SIZES},
+        "all_zero": dict.fromkeys(SIZES, zeros),
         "masks": {name: {} for name in SIZES},
         "data": {
             "fingerprint": "0" * 64,
