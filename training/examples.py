@@ -144,20 +144,6 @@ def _negative(features: Array, base: Head) -> Array:
     return np.asarray(negative_mask(head_relevance(features, base, OWN)))
 
 
-def score(
-    features: Mapping[str, Array], members: Sequence[Mapping[str, Any]], vote: Sequence[str], **stored: Any
-) -> Any:
-    """The vote's confidence of each window, from features: shape (windows,); `stored` as for `feature_relevance`."""
-    from .heads import scores
-
-    voting = [one for one in members if one["name"] in vote]
-    found = [
-        scores(masked(features, one, stored["heads"], stored["minimal"]), stored["heads"][one["name"]])
-        for one in voting
-    ]
-    return np.mean(found, axis=0)
-
-
 def features_of(model: Any, spectrograms: Array) -> Array:
     """Pooled features of spectrograms (windows, height, width, planes): shape (windows, features)."""
     return np.concatenate([np.asarray(model(part, training=False)) for part in _batches(spectrograms)])

@@ -228,7 +228,7 @@ def shares(names: Sequence[str], values: Floats, lines: Sequence[Line], label: s
 def front(
     points: Sequence[tuple[float, float]], trained: tuple[float, float], chosen: tuple[float, float], label: str
 ) -> str:
-    """The Pareto front of AUC against a cost: (cost, AUC) of its points, of the run's own vote and of the chosen one."""
+    """The Pareto front of AUC against a cost: (cost, AUC) of its points, the run's own vote and the chosen one."""
     with _page(4.6, 3.4) as page:
         axes = page.axes(label, "ROC AUC on devel")
         axes.plot(*zip(*points), color=BLUE, marker="o", markersize=4, drawstyle="steps-post", label="Pareto front")
@@ -274,7 +274,7 @@ TICKS_HZ = (500.0, 1000.0, 2000.0, 4000.0, 7000.0, 10000.0)
 
 
 def brightness(spectrogram: Floats) -> Floats:
-    """A spectrogram between 0 and 1, from its low to its high percentile (`LEVELS`); 0 where it is the same all over."""
+    """A spectrogram between 0 and 1, from its low to its high percentile (`LEVELS`); 0 where all is the same."""
     low, high = np.percentile(spectrogram, LEVELS)
     return np.asarray(np.clip((spectrogram - low) / (high - low if high > low else 1.0), 0, 1), np.float64)
 

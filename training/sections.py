@@ -81,6 +81,7 @@ class Run:
         """The tables of the paper, see `tables`."""
         return tables.tables(self.selection, self.ranking, self.baselines)
 
+
 def contents(run: Run, predicted: Written | None = None) -> Document:
     """All that the report says.
 
@@ -118,17 +119,19 @@ def names_of(run: Run) -> list[str]:
 
 def _subtitle(run: Run) -> str:
     versions, seed = run.selection["versions"], run.selection["seed"]
-    return f"orcawatch {versions['orcawatch']} \u00b7 seed {seed} \u00b7 data {run.selection['data']['fingerprint'][:16]}"
+    return (
+        f"orcawatch {versions['orcawatch']} \u00b7 seed {seed} \u00b7 data {run.selection['data']['fingerprint'][:16]}"
+    )
 
 
 def _abstract(run: Run) -> str:
     selection, metric = run.selection, run.selection["metrics"]
     backbones, members = names_of(run), selection["members"]
     return (
-        f"{counted(len(members), 'classifier')} on the features of {listed(backbones)}, trained by relevance-based feature "
-        f"masking. The vote, chosen among {number(len(run.ranking))} combinations on the devel split, reaches a ROC AUC of "
-        f"{interval(metric['vote'])} there; votes chosen in the same way and measured on other recordings reach "
-        f"{interval(metric['nested'])}."
+        f"{counted(len(members), 'classifier')} on the features of {listed(backbones)}, trained by relevance-based "
+        f"feature masking. The vote, chosen among {number(len(run.ranking))} combinations on the devel split, reaches "
+        f"a ROC AUC of {interval(metric['vote'])} there; votes chosen in the same way and measured on other "
+        f"recordings reach {interval(metric['nested'])}."
     )
 
 
@@ -145,8 +148,8 @@ def _result(run: Run) -> Iterable[Block]:
     )
     yield Paragraph(metric["note"], caution=True)
     yield Paragraph(
-        "The nested figure covers the choice of the vote only. Whatever else was tried on the devel split (recipe, front "
-        "end, calibration, thresholds) makes every figure of that split optimistic.",
+        "The nested figure covers the choice of the vote only. Whatever else was tried on the devel split (recipe, "
+        "front end, calibration, thresholds) makes every figure of that split optimistic.",
         caution=True,
     )
 
@@ -212,14 +215,23 @@ def _training(run: Run) -> Iterable[Block]:
 def _backbone(one: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, ...]:
     size = " \u00d7 ".join(str(side) for side in one["input_shape"])
     tuning = settings["fine_tune"]
-    return one["name"], size, spectrogram(one["front_end"]), number(one["feature_size"]), one["weights_source"], (
-        tuned(tuning) if tuning else "none"
+    return (
+        one["name"],
+        size,
+        spectrogram(one["front_end"]),
+        number(one["feature_size"]),
+        one["weights_source"],
+        (tuned(tuning) if tuning else "none"),
     )
 
 
 def _member(one: Mapping[str, Any]) -> tuple[str, ...]:
-    return one["name"], tables.paper_name(one), " + ".join(one["backbones"]), one["mask"], " + ".join(
-        one["relevance_of"] or ()
+    return (
+        one["name"],
+        tables.paper_name(one),
+        " + ".join(one["backbones"]),
+        one["mask"],
+        " + ".join(one["relevance_of"] or ()),
     )
 
 
@@ -276,8 +288,8 @@ def _data(run: Run) -> Iterable[Block]:
     simulated = run.selection["recipe"]["data"].get("simulated_clips", 0)
     if simulated:
         yield Paragraph(
-            f"To the training split were added {counted(simulated, 'simulated call')} and as many clips of simulated sea "
-            "without calls; they are counted in the table and not in the fingerprint."
+            f"To the training split were added {counted(simulated, 'simulated call')} and as many clips of simulated "
+            "sea without calls; they are counted in the table and not in the fingerprint."
         )
     yield Table(
         "Clips by split and label",
@@ -367,9 +379,9 @@ def _lines(run: Run) -> list[pictures.Line]:
 def _choice(run: Run) -> Iterable[Block]:
     found, rule = run.analysis["nested"], _rule(run)
     yield Paragraph(
-        f"In each of {number(found['auc']['draws'])} resamples of the devel recordings a vote was chosen on the recordings "
-        f"drawn and measured on those left out.{rule} {counted(found['distinct'], 'different vote')} were chosen; their "
-        f"mean AUC on the recordings left out is {interval(found['auc'])}."
+        f"In each of {number(found['auc']['draws'])} resamples of the devel recordings a vote was chosen on the "
+        f"recordings drawn and measured on those left out.{rule} {counted(found['distinct'], 'different vote')} were "
+        f"chosen; their mean AUC on the recordings left out is {interval(found['auc'])}."
     )
     names, values = zip(*sorted(found["members"].items(), key=lambda one: -one[1]))
     told = "; ".join(f"{name} {percent(value)}" for name, value in zip(names, values))
@@ -402,10 +414,10 @@ def _against(run: Run) -> Table:
 
 def _masks(run: Run) -> Iterable[Block]:
     yield Paragraph(
-        "A minimal mask keeps the features of the highest average relevance on the training split, one mask per backbone. "
-        "A negative mask zeroes, in each window, the features whose relevance is above the window's average. Relevance is "
-        "that of the base-model's own prediction, the neuron of its highest logit; where that logit is not positive there "
-        "is no relevance, and the negative mask removes nothing."
+        "A minimal mask keeps the features of the highest average relevance on the training split, one mask per "
+        "backbone. A negative mask zeroes, in each window, the features whose relevance is above the window's "
+        "average. Relevance is that of the base-model's own prediction, the neuron of its highest logit; where that "
+        "logit is not positive there is no relevance, and the negative mask removes nothing."
     )
     yield paper_table(run, "masks")
     found = run.selection["masks"]
@@ -445,7 +457,9 @@ def _neurons(found: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Iterable[t
 def _baselines(run: Run) -> Iterable[Block]:
     if not run.baselines:
         return
-    yield Paragraph("Trained and measured on the same splits; what each chose on devel makes its figure optimistic too.")
+    yield Paragraph(
+        "Trained and measured on the same splits; what each chose on devel makes its figure optimistic too."
+    )
     yield paper_table(run, "baselines")
     yield Table(
         "What the baselines chose on devel",
@@ -482,13 +496,19 @@ def _curves(run: Run) -> Iterable[Block]:
                 "precision-recall",
                 pictures.precision_recall(run.curves, lines, float(labels.mean())),
                 f"Precision against recall on devel; {percent(labels.mean())} of the clips are orca.",
-                f"Precision and recall of the devel clips, lines as beside. Dashed: every clip called orca "
+                f"Precision and recall of the devel clips, lines as in the ROC curves. Dashed: every clip called orca "
                 f"({percent(labels.mean())} are).",
             ),
         )
     )
     yield _figures(run)
-    yield from _calibration(run.analysis["calibration"])
+    calibration = run.analysis["calibration"]
+    if "left_out" in calibration:
+        yield Paragraph(f"Calibration was not measured: {calibration['left_out']}.")
+        yield _false_alarms(run)
+    else:
+        yield Row((_calibration(calibration), _false_alarms(run)))
+    yield _points(run.analysis["false_alarms"])
     yield from _thresholds(run)
 
 
@@ -507,40 +527,41 @@ def _figures(run: Run) -> Table:
     )
 
 
-def _calibration(found: Mapping[str, Any]) -> Iterable[Block]:
-    if "left_out" in found:
-        yield Paragraph(f"Calibration was not measured: {found['left_out']}.")
-        return
+def _calibration(found: Mapping[str, Any]) -> Picture:
     before, after = found["before"], found["after"]
     errors = ", ".join(
         f"{name} calibration {figure(one['ece'])} (Brier score {figure(one['brier'])})"
         for name, one in (("without", before), ("with", after))
     )
-    yield Picture(
+    return Picture(
         "reliability",
         pictures.reliability(before["reliability"], after["reliability"]),
         f"Reliability diagram of the vote on devel: share of orca clips against confidence. Expected calibration error "
         f"{errors}.",
-        f"Reliability of the vote's confidence on the devel clips, in bins of about equal numbers of clips, with Wilson's "
-        f"95 % intervals. Expected calibration error {errors}. Calibrated: sigmoid({found['slope']:.2f} logit + "
-        f"{found['shift']:.2f}), each clip by a fit to the other of {found['folds']} folds of recordings. The order of "
-        "clips, and so the AUC, stays as it is.",
+        "Reliability of the vote's confidence on the devel clips, in bins of about equal numbers of clips, with "
+        f"Wilson's 95 % intervals. Expected calibration error {errors}. Calibrated: sigmoid({found['slope']:.2f} "
+        f"logit + {found['shift']:.2f}), each clip by a fit to the other of {found['folds']} folds of recordings. The "
+        "order of clips, and so the AUC, stays as it is.",
     )
 
 
-def _false_alarms(run: Run) -> Iterable[Block]:
+def _false_alarms(run: Run) -> Picture:
     points, labels = run.analysis["false_alarms"], run.devel["label"] == "orca"
     highest = metrics.clip_highest(_vote_windows(run), run.devel["window_clip"], len(labels))
     found, hours = metrics.curves(highest, labels), run.analysis["clips"]["noise_hours"]
     per_hour = found["false_positive_rate"] * np.sum(~labels) / hours
     told = "; ".join(f"{percent(one['recall'])} {one['false_alarms_per_hour']['value']:.0f}" for one in points)
-    yield Picture(
+    return Picture(
         "false-alarms",
         pictures.false_alarms(found["recall"], per_hour, points),
         f"False alarms per hour of noise against recall on devel: {told}.",
-        f"False alarms per hour of noise against recall, by the highest window of each clip; at most one a clip. Points: "
-        f"chosen recalls with 95 % intervals, thresholds chosen anew on each resample. {number(60 * hours)} minutes of noise.",
+        "False alarms per hour of noise against recall, by the highest window of each clip; at most one a clip. "
+        f"Points: chosen recalls with 95 % intervals, thresholds chosen anew on each resample. {number(60 * hours)} "
+        "minutes of noise.",
     )
+
+
+def _points(points: Sequence[Mapping[str, Any]]) -> Table:
     rows = (
         (
             percent(one["wanted"]),
@@ -552,7 +573,7 @@ def _false_alarms(run: Run) -> Iterable[Block]:
         )
         for one in points
     )
-    yield Table(
+    return Table(
         "Thresholds by recall on devel",
         ("recall wanted", "reached", "threshold", "precision", "noise clips called", "false alarms per hour of noise"),
         cells(rows),
@@ -562,14 +583,13 @@ def _false_alarms(run: Run) -> Iterable[Block]:
 
 
 def _thresholds(run: Run) -> Iterable[Block]:
-    yield from _false_alarms(run)
     found = run.selection["thresholds"]
     yield Paragraph(
-        f"An event starts at {figure(found['start'])} and ends below {figure(found['stop'])}. Chosen on devel, where a clip "
-        f"counts as called when its highest window reaches the start, that finds {percent(found['recall'])} of the orca clips "
-        f"with a precision of {percent(found['precision'])} and calls {counted(found['false_alarms'], 'noise clip')} orca, "
-        f"{found['false_alarms_per_hour']:.0f} per hour of noise. Noise here is a collection of hard sounds, not a season "
-        "at sea: rates at a site will differ.",
+        f"An event starts at {figure(found['start'])} and ends below {figure(found['stop'])}. Chosen on devel, where "
+        f"a clip counts as called when its highest window reaches the start, that finds {percent(found['recall'])} of "
+        f"the orca clips with a precision of {percent(found['precision'])} and calls "
+        f"{counted(found['false_alarms'], 'noise clip')} orca, {found['false_alarms_per_hour']:.0f} per hour of "
+        "noise. Noise here is a collection of hard sounds, not a season at sea: rates at a site will differ.",
         caution=True,
     )
     kinds = sorted(found["false_alarms_by_kind"].items(), key=lambda one: (-one[1][0], one[0]))
@@ -655,8 +675,8 @@ def _budget(found: Mapping[str, Any]) -> Iterable[Block]:
     within = f"within {listed(limits)}" if limits else "without a limit"
     chosen = found["chosen"]
     yield Paragraph(
-        f"For the buoy the best vote {within} is {' + '.join(chosen['members'])}: AUC {figure(chosen['auc'])} on devel at "
-        f"{chosen['ms']:.0f} ms per window and {chosen['mb']:.1f} MB. Chosen on devel, so optimistic.",
+        f"For the buoy the best vote {within} is {' + '.join(chosen['members'])}: AUC {figure(chosen['auc'])} on "
+        f"devel at {chosen['ms']:.0f} ms per window and {chosen['mb']:.1f} MB. Chosen on devel, so optimistic.",
         caution=True,
     )
     yield Row(tuple(_front(found, by, label) for by, label in COSTS.items()))
@@ -664,7 +684,13 @@ def _budget(found: Mapping[str, Any]) -> Iterable[Block]:
         "The Pareto front of AUC against time",
         ("vote", "backbones", "ms per window", "MB", "AUC on devel"),
         cells(
-            (" + ".join(one["members"]), " + ".join(one["backbones"]), f"{one['ms']:.1f}", f"{one['mb']:.1f}", *_auc(one))
+            (
+                " + ".join(one["members"]),
+                " + ".join(one["backbones"]),
+                f"{one['ms']:.1f}",
+                f"{one['mb']:.1f}",
+                *_auc(one),
+            )
             for one in found["front"]["ms"]
         ),
         left=(0, 1),
@@ -703,8 +729,8 @@ def _test(run: Run, predicted: Written | None) -> Iterable[Block]:
         yield Paragraph("The test split has no labels here, so no figure can be given for it.")
     yield Paragraph(
         f"{counted(predicted.files, 'file')} predicted, {number(predicted.orca)} of them orca at a threshold of "
-        f"{figure(predicted.threshold)}, the one of equal errors on devel. {CSV} holds file, class and score, {ARFF} the "
-        "same in the form of the ComParE challenge, in the order of the labels."
+        f"{figure(predicted.threshold)}, the one of equal errors on devel. {CSV} holds file, class and score, {ARFF} "
+        "the same in the form of the ComParE challenge, in the order of the labels."
     )
 
 
@@ -717,10 +743,11 @@ def _examples(run: Run) -> Iterable[Block]:
     chosen = examples.choose(scores, run.devel["window_clip"], labels, groups, threshold, EXAMPLES)
     heard = examples.explain(run.result, run.selection, [one.window for some in chosen.values() for one in some])
     first, second = (
-        "Clips of devel, one per recording. A clip counts as called when its highest window reaches the start threshold "
-        f"of {figure(threshold)}, which was chosen on these clips.",
-        f"Shown is the highest window of each clip. Left the spectrogram as the backbone gets it, dark is loud; right its "
-        f"relevance, from clear through green to violet, each picture scaled to its own highest. Rule: {examples.METHOD}.",
+        "Clips of devel, one per recording. A clip counts as called when its highest window reaches the start "
+        f"threshold of {figure(threshold)}, which was chosen on these clips.",
+        "Shown is the highest window of each clip. Left the spectrogram as the backbone gets it, dark is loud; right "
+        "its relevance, from clear through green to violet, each picture scaled to its own highest. Rule: "
+        f"{examples.METHOD}.",
     )
     yield Paragraph(first)
     yield Paragraph(second)
@@ -761,12 +788,16 @@ def _card(run: Run, one: examples.Chosen, heard: Mapping[str, examples.Heard], p
             ("label", clip["label"]),
             ("kind", clip["kind"] or "not stated"),
             ("recording", clip["group"]),
-            ("score", f"{figure(one.score)}; mean of the clip {figure(float(run.devel['vote_clip_scores'][one.clip]))}"),
+            (
+                "score",
+                f"{figure(one.score)}; mean of the clip {figure(float(run.devel['vote_clip_scores'][one.clip]))}",
+            ),
         ),
         Picture(
             name,
             pictures.explanation(panels, name),
-            f"Spectrogram and relevance of a window of {clip['file_name']} ({clip['label']}, score {figure(one.score)}).",
+            f"Spectrogram and relevance of a window of {clip['file_name']} ({clip['label']}, score "
+            f"{figure(one.score)}).",
             f"Relevance by backbone: {spread}. Window at {_start_s(run, one):.2f} s.",
         ),
     )
