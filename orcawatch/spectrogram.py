@@ -251,7 +251,7 @@ class LinearPower:
     """
 
     rate_hz: int = 24000
-    frame_s: float = 0.040
+    frame_s: float = 0.025
     hop_s: float = 0.010
     fft_size: int = 1024
     size: int = 299

@@ -137,9 +137,9 @@ def plain_power(wave: np.ndarray, size: int) -> np.ndarray:
     """Power in each band of each frame: DFT by sums, one frame and one band at a time."""
     edges = [300 + i * 9700 / (size + 1) for i in range(size + 2)]
     frames = []
-    for start in range(0, len(wave) - 960 + 1, 240):
-        frame = [wave[start + i] * (0.5 - 0.5 * math.cos(2 * math.pi * i / 960)) for i in range(960)]
-        angles = np.exp(-2j * np.pi * np.outer(range(513), range(960)) / 1024)
+    for start in range(0, len(wave) - 600 + 1, 240):
+        frame = [wave[start + i] * (0.5 - 0.5 * math.cos(2 * math.pi * i / 600)) for i in range(600)]
+        angles = np.exp(-2j * np.pi * np.outer(range(513), range(600)) / 1024)
         power = np.abs(angles @ np.array(frame)) ** 2
         bands = []
         for b in range(size):
@@ -242,14 +242,14 @@ def test_both_front_ends_share_the_grid() -> None:
     for front_end in (FRONT_END, LinearPower()):
         assert (front_end.hop_samples / front_end.rate_hz, front_end.frames) == (0.01, 96)
     assert LinearPower().shape == (299, 299, 1)
-    assert rows_of(POWER, noise(24000), 24000).shape == (1 + (24000 - 960) // 240, 2, 75)
+    assert rows_of(POWER, noise(24000), 24000).shape == (1 + (24000 - 600) // 240, 2, 75)
 
 
 @pytest.mark.parametrize(
     ("constants", "words"),
     [
         ({"normalise": "loud"}, r"one of \('peak', 'band_floor'\), not 'loud'"),
-        ({"fft_size": 512}, "fft_size must be at least a frame's 960 samples, not 512"),
+        ({"fft_size": 512}, "fft_size must be at least a frame's 600 samples, not 512"),
         ({"size": 500}, "size must be 1 to 412, not 500"),
         ({"high_hz": 13000.0}, "must rise from 0 to 12000, not 300 and 13000"),
     ],
