@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import TrainingError
 from ..spectrogram import FrontEnd
@@ -173,15 +174,17 @@ def average_decay_at(step: int, settings: FineTuneSettings) -> float:
 def with_precision(model: Any, precision: str, **batch_norm: Any) -> Any:
     """A copy of a functional Keras model, weights included, that computes by that policy.
 
-    Its variables are float32, and so is a rescaling of the input. `batch_norm` changes the configuration of every batch
-    norm.
+    Its variables are float32, and so are a rescaling of the input and the global average, of which eight bits would not
+    be enough. `batch_norm` changes the configuration of every batch norm.
     """
     from tensorflow.keras import layers, models
+
+    exact = (layers.Rescaling, layers.GlobalAveragePooling2D)
 
     def copied(layer: Any) -> Any:
         if isinstance(layer, models.Model):
             return with_precision(layer, precision, **batch_norm)
-        config = {**layer.get_config(), "dtype": "float32" if isinstance(layer, layers.Rescaling) else precision}
+        config = {**layer.get_config(), "dtype": "float32" if isinstance(layer, exact) else precision}
         changed = batch_norm if isinstance(layer, layers.BatchNormalization) else {}
         return type(layer).from_config({**config, **changed})
 
@@ -468,8 +471,8 @@ class Recorder:
 
     def _look(self) -> None:
         values = np.array([np.asarray(found) for _, _, found in self._waiting], np.float64)
-        for (number, rate, _), found in zip(self._waiting, values):
-            if not np.isfinite(found[:-1]).all():
+        for (number, rate, _), good in zip(self._waiting, usable(values, self.settings)):
+            if not good:
                 raise TrainingError(not_finite(number, rate, self.settings))
         if self.writer is not None:
             self._log(values)
@@ -495,13 +498,24 @@ class Recorder:
         self._recent = []
 
 
+def usable(values: NDArray[np.float64], settings: FineTuneSettings) -> NDArray[np.bool_]:
+    """True for steps whose losses and gradient norm, shape (steps, losses + 1), are finite numbers.
+
+    float16 may leave out a step whose scaled gradient is too large, but not `LOGGED_EVERY` of them on end.
+    """
+    losses_good, norms_good = np.isfinite(values[:, :-1]).all(axis=1), np.isfinite(values[:, -1])
+    if settings.precision != "mixed_float16":
+        return np.asarray(losses_good & norms_good)
+    return np.asarray(losses_good & (norms_good.any() or len(values) < LOGGED_EVERY))
+
+
 def not_finite(step: int, rate: float, settings: FineTuneSettings) -> str:
     """What to say of a loss that is not a number."""
     half = "" if settings.precision == "float32" else f", or precision: float32 instead of {settings.precision}"
     return (
-        f"the loss of step {step + 1} is not a finite number (learning rate {rate:.3g}); nothing was kept. "
-        f"Train with a lower learning_rate, a longer warm_up_share{half}; if it is step 1, look at the weights and "
-        "the waveforms for values that are not finite"
+        f"the loss of step {step + 1}, or its gradient, is not a finite number (learning rate {rate:.3g}); nothing was "
+        f"kept. Train with a lower learning_rate, a longer warm_up_share{half}; at step 1, look at the weights and the "
+        "waveforms for values that are not finite"
     )
 
 
