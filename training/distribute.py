@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import lru_cache
 from functools import cache
 from typing import Any
 
@@ -54,7 +55,7 @@ def strategy() -> Any:
 
     Several workers where TF_CONFIG names them, all GPUs of this machine where it has more than one, and else
     TensorFlow's default, which does not distribute. Workers must call this before any other TensorFlow operation of
-    the process, seeds and models included; it waits until all of them are there.
+    the process, seeds and models included; it waits until all of them are there. Later calls give the same object.
 
     Raises
     ------
@@ -65,11 +66,19 @@ def strategy() -> Any:
     if task():
         return _of_workers()
     if len(tf.config.list_physical_devices("GPU")) > 1:
-        return tf.distribute.MirroredStrategy()
+        return _of_gpus()
     return tf.distribute.get_strategy()
 
 
 @cache
+@lru_cache(maxsize=None)
+def _of_gpus() -> Any:
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy()
+
+
+@lru_cache(maxsize=None)
 def _of_workers() -> Any:
     import tensorflow as tf
 
