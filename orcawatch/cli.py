@@ -35,8 +35,8 @@ Exit codes:
   1  an error of orcawatch or of the machine; also where a clip, a snapshot or a
      row could not be written, for instance because the disk is full
   2  bad input or usage
-  3  scan only: one or more files could not be scored in full; the others were,
-     unless the scan was stopped by SIGTERM or SIGINT
+  3  scan and explain: one or more files could not be scored in full; the
+     others were, unless the command was stopped by SIGTERM or SIGINT
 """
 # Commands that come with an extra: what their line in --help says, and how to install what they need.
 EXTRAS = {
@@ -262,6 +262,85 @@ def score_clips(recordings: list[Recording], ensemble: Any, settings: Settings, 
     write_scores(file, rows)
     log.info("%d scores in %s; %d files skipped", len(rows), file, faulty)
     return SKIPPED if faulty else 0
+
+
+@main.command(epilog=EXIT_CODES)
+@click.argument("paths", nargs=-1, required=True, type=FILE, metavar="FILE...")
+@bundle_option
+@click.option("--channel", type=click.IntRange(min=0), help="The channel. [default: the one of highest score]")
+@click.option("--start", "start_s", type=click.FloatRange(min=0), default=0.0, help="Look from this second on.")
+@click.option("--length", "length_s", type=click.FloatRange(min=0, min_open=True), help="Look at so many seconds.")
+@click.option(
+    "--out", type=FILE, metavar="FOLDER", default=Path("orcawatch-explained"), show_default=True,
+    help="Where pictures and arrays go.",
+)  # fmt: skip
+@logged
+@click.pass_context
+def explain(
+    ctx: click.Context,
+    paths: tuple[Path, ...],
+    bundle: Path | None,
+    channel: int | None,
+    start_s: float,
+    length_s: float | None,
+    out: Path,
+) -> None:
+    """Show what in an audio file speaks for orca.
+
+    Writes FILE.png and its arrays, FILE.npz: the spectrogram, what each backbone looked at (deep Taylor relevance of
+    the orca neuron, conserving rules), and the score of every window. Of more than 12 s, the highest-scoring 12 s are
+    shown.
+    """
+    from . import daemon
+    from .explain import check_names
+    from .scan import find_recordings
+
+    settings = chosen_settings(None, bundle, None)
+    recordings = find_recordings(paths, settings.output)
+    check_names(recordings)
+    make_folder(out)
+    with daemon.stop_signals() as stop:
+        ctx.exit(explain_all(recordings, daemon.open_ensemble(settings), out, channel, (start_s, length_s), stop))
+
+
+def explain_all(
+    recordings: list[Recording],
+    ensemble: Any,
+    out: Path,
+    channel: int | None,
+    part_s: tuple[float, float | None],
+    stop: Event,
+) -> int:
+    """Explain, print a line for each picture, log faults; the exit code."""
+    from .explain import explain_recording
+    from .scan import about
+
+    failed = faulty = 0
+    with progress(recordings) as on_audio:
+        for recording in recordings:
+            if stop.is_set():
+                faulty += 1
+                continue
+            try:
+                found, fault = explain_recording(recording, ensemble, out, channel, part_s, on_audio, stop)
+            except OSError as unwritten:
+                log.error("the picture of %s cannot be written: %s", recording.name, unwritten.strerror)
+                failed += 1
+                continue
+            if found is not None:
+                click.echo(f"{found.picture}: {found}")
+            if fault is not None:
+                log.error("%s", about(recording, fault))
+                faulty += 1
+    return FAILED if failed else SKIPPED if faulty else 0
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder; raises InputError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise InputError(f"folder {path} cannot be made: {fault.strerror}; name another one") from fault
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class Ensemble:
                 entry.front_end,
                 entry.feature_size,
                 threads,
-                entry.explain_file and bundle.folder / entry.explain_file,
+                None if entry.explain_file is None else bundle.folder / entry.explain_file,
             )
             for name, entry in bundle.backbones.items()
         }

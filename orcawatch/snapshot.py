@@ -26,7 +26,7 @@ Array = NDArray[np.float32]
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-METHOD = "deep Taylor of the orca neuron from its confidence, conserving rules for average pools and additions"
+METHOD = "deep Taylor of the orca neuron from its confidence; conserving rules (pools, additions)"
 LINEAR_POWER = "linear_power"  # the front end whose rows are powers, of bands even in Hz
 LONGEST_S = 12.0  # of a picture
 LOWEST_DB = -120.0  # levels below are shown as this
@@ -255,7 +255,7 @@ def _in_band(found: Map, event_s: tuple[float, float], band_hz: tuple[float, flo
 
 
 def _by_backbone(single: Mapping[str, tuple[float, float]], parts: Sequence[float]) -> dict[str, float]:
-    numbers = {}
+    numbers: dict[str, float] = {}
     for (name, (relevance, area)), part in zip(single.items(), parts):
         numbers |= {f"share-{name}": part, f"area_in_band-{name}": area}
         numbers |= {f"relevance_in_band-{name}": relevance} if part else {}
@@ -298,7 +298,7 @@ def make_snapshot(
     start, end = excerpt(len(samples), rate_hz, peak_sample(event) - first_sample)
     explanation = explain_audio(ensemble, samples[start:end, event.best_channel], rate_hz)
     arrays = picture_arrays(ensemble.bundle, explanation, start / rate_hz)
-    arrays |= _score_arrays(event.windows, channels, channels[event.best_channel], first_sample, rate_hz)
+    arrays |= score_arrays(event.windows, channels, channels[event.best_channel], first_sample, rate_hz)
     event_s = (np.array([event.start_sample, event.end_sample]) - first_sample) / rate_hz
     heard_s = (float(event_s[0]) - start / rate_hz, float(event_s[1]) - start / rate_hz)
     first = explanation.maps[0]
@@ -309,7 +309,7 @@ def make_snapshot(
     return write_picture(arrays, path_without_suffix), numbers
 
 
-def write_picture(arrays: Mapping[str, NDArray[Any]], path_without_suffix: Path) -> Path:
+def write_picture(arrays: dict[str, Any], path_without_suffix: Path) -> Path:
     """Write a picture's arrays (NPZ) and the picture (PNG), each whole or not at all; the PNG's path."""
     png, npz = (path_without_suffix.with_name(path_without_suffix.name + suffix) for suffix in (".png", ".npz"))
     write_bytes(npz, _written(lambda file: np.savez_compressed(file, **arrays)))
@@ -447,7 +447,7 @@ def _panels(arrays: Mapping[str, NDArray[Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _score_arrays(
+def score_arrays(
     windows: Sequence[WindowScore], channels: Sequence[int], best: int, first_sample: int, rate_hz: int
 ) -> dict[str, Any]:
     """What the scores are drawn from; `channels` are the numbers of the scores' columns, `best` one of them."""
