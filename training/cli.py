@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from ..cli import logged
 from ..errors import OrcawatchError
 from . import distribute
 
@@ -31,6 +32,7 @@ def require_training() -> None:
 
 
 @train.command()
+@logged
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of the recordings; goes before the recipe's.")
 @click.option("--run", "folder", type=click.Path(path_type=Path), help="Folder of the run; default runs/NAME.")
@@ -60,6 +62,19 @@ def _named(given: tuple[str, ...]) -> dict[str, str]:
         if not all(text.partition("=")):
             raise click.BadParameter(f"must be BACKBONE=FILE, not {text!r}", param_hint="--weights")
     return dict(text.split("=", 1) for text in given)
+
+
+@train.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the report; default RUN/deploy/report.")
+def report(folder: Path, out: Path | None) -> None:
+    """Write the report of the finished RUN anew, with what `orcawatch deploy` measured since."""
+    from . import report as writer
+
+    require_training()
+    target = out or folder / "deploy" / "report"
+    writer.render(folder, target)
+    click.echo(target / "report.html")
 
 
 @train.command()

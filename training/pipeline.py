@@ -282,7 +282,8 @@ def run(recipe: Recipe, runner: Runner) -> list[str]:
     """
     if not distribute.is_chief():
         return join(recipe, runner)
-    check_weights(recipe, runner)
+    if check_weights(recipe, runner):
+        runner = build_runner(recipe, runner.folder)
     runner.folder.mkdir(parents=True, exist_ok=True)
     (runner.folder / RECIPE).write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False), encoding="utf-8")
     ran = runner.run()
@@ -291,12 +292,25 @@ def run(recipe: Recipe, runner: Runner) -> list[str]:
     return ran
 
 
-def check_weights(recipe: Recipe, runner: Runner) -> None:
-    """Try to load the weights of every backbone that is still to be made, so that none is missing hours later."""
-    for name, settings in progress(recipe.backbones.items(), "weights", "backbone"):
-        if settings.weights is not None and not runner.artifact(f"backbone-{name}").is_dir():
+def check_weights(recipe: Recipe, runner: Runner) -> bool:
+    """Try to load the weights of every backbone that is still to be made, so that none is missing hours later.
+
+    Returns
+    -------
+    True where files came by download, so that the digests of the stages that take them have changed.
+    """
+    loaded = {name: settings for name, settings in recipe.backbones.items() if settings.weights is not None}
+    before = [
+        backbones.weights_digest(backbone_of(name, settings), settings.weights) for name, settings in loaded.items()
+    ]
+    for name, settings in progress(loaded.items(), "weights", "backbone"):
+        if not runner.artifact(f"backbone-{name}").is_dir():
             plugin = backbone_of(name, settings)
-            plugin.load_weights(plugin.build_keras(), settings.weights)
+            plugin.load_weights(plugin.build_keras(), str(settings.weights))
+    after = [
+        backbones.weights_digest(backbone_of(name, settings), settings.weights) for name, settings in loaded.items()
+    ]
+    return after != before
 
 
 def join(recipe: Recipe, runner: Runner) -> list[str]:

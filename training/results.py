@@ -179,17 +179,15 @@ def false_alarms_by_kind(clips: Sequence[Clip], called: set[int]) -> dict[str, l
 
 def measure(devel: Split, vote: Sequence[str], analysed: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
     """ROC AUC of devel clips with intervals: each member, the vote, the choice of the vote, and `_compared`."""
-    draws, seed = recipe.vote.draws, recipe.seed
 
     def interval(scores: Array) -> dict[str, Any]:
-        return asdict(metrics.auc_interval(scores, devel.labels, devel.groups, draws, seed))
+        return asdict(metrics.auc_interval(scores, devel.labels, devel.groups, recipe.vote.draws, recipe.seed))
 
     return {
         "split": "devel",
         "score": "mean orca confidence over a clip's windows",
-        "interval": f"percentile bootstrap by recording, 95 %, {draws} draws, seed {seed}",
-        "members": {name: interval(devel.means[:, k]) for k, name in enumerate(devel.members)},
-        "vote": interval(devel.vote(vote, devel.means)),
+        "interval": analysed["interval"],
+        **analysed["auc"],
         "nested": analysed["nested"]["auc"],
         **{name: interval(scores) for name, scores in _compared(devel, vote, recipe.head).items()},
         "note": ranking.OPTIMISTIC.format(rows=2 ** len(devel.members) - 1),
