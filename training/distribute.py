@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-from functools import lru_cache
 from functools import cache
 from typing import Any
 
@@ -71,14 +70,13 @@ def strategy() -> Any:
 
 
 @cache
-@lru_cache(maxsize=None)
 def _of_gpus() -> Any:
     import tensorflow as tf
 
     return tf.distribute.MirroredStrategy()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _of_workers() -> Any:
     import tensorflow as tf
 
