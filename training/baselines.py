@@ -95,7 +95,7 @@ def stages(settings: BaselineSettings, rate_hz: int, seed: int, draws: int) -> l
     ----------
     settings : the recipe's section.
     rate_hz : one of the data stage's rates; the highest tells most.
-    seed : of folds, codebooks, networks and solvers.
+    seed : of folds, solvers, codebooks and networks.
     draws : bootstrap resamples by recording.
 
     Raises
