@@ -29,7 +29,7 @@ tflite:
 	@$(TFLITE)/python -m pip uninstall --quiet --yes ai-edge-litert 2>/dev/null
 
 train:
-	@deploy/environment.sh train train,test scikit-learn
+	@deploy/environment.sh train train,baselines,test
 
 clean:
 	rm -rf .venv build orcawatch-out
