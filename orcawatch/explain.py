@@ -50,11 +50,15 @@ class Explained:
         """Whether the stretch is less than what was heard."""
         return self.end_s - self.start_s < self.heard_s - 1e-6
 
+    @property
+    def choice(self) -> str:
+        """The stretch as a choice, in words."""
+        return f"the highest-scoring {self.end_s - self.start_s:.1f} s of {self.heard_s:.1f} s"
+
     def __str__(self) -> str:
         what = f"channel {self.channel}, {self.start_s:.2f} to {self.end_s:.2f} s, score {self.score:.3f}"
         parts = ", ".join(f"{name} {share:.0%}" for name, share in self.shares.items() if not np.isnan(share))
-        choice = f" (highest-scoring stretch of {self.heard_s:.2f} s)" if self.is_choice else ""
-        return f"{what}{choice}; relevance: {parts or 'none, nothing speaks for orca'}"
+        return f"{what}{f' ({self.choice})' if self.is_choice else ''}; relevance: {parts or 'none, nothing speaks for orca'}"
 
 
 class Part:
@@ -188,7 +192,7 @@ def _lines(found: Explained) -> list[str]:
     """What the picture's heading says below the file's name."""
     lines = [f"channel {found.channel}, score {found.score:.2f}"]
     if found.is_choice:
-        lines.append(f"the highest-scoring {found.end_s - found.start_s:.1f} s of {found.heard_s:.1f} s")
+        lines.append(found.choice)
     if np.isnan(list(found.shares.values())).any():
         lines.append("no relevance: nothing speaks for orca")
     return lines

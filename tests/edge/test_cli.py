@@ -25,7 +25,7 @@ from orcawatch.simulate import SceneSettings
 from orcawatch.store import Store
 
 CONFTEST = Path(__file__).with_name("conftest.py")
-COMMANDS = ["bundle", "deploy", "run", "scan", "simulate", "train"]
+COMMANDS = ["bundle", "deploy", "explain", "run", "scan", "simulate", "train"]
 # The real command line in a process of its own, with the fake ensemble in place of a bundle's.
 WITH_FAKE = f"""
 import os, runpy, signal
@@ -66,7 +66,9 @@ def test_version(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, f"orcawatch, version {__version__}\n")
 
 
-@pytest.mark.parametrize("name", ["", "run", "scan", "simulate", "bundle", "bundle inspect", "bundle verify"])
+@pytest.mark.parametrize(
+    "name", ["", "run", "scan", "explain", "simulate", "bundle", "bundle inspect", "bundle verify"]
+)
 def test_help_of_every_command(tmp_path: Path, name: str) -> None:
     done = ran(tmp_path, *name.split(), "--help", fake=False)
     assert done.returncode == 0 and done.stdout.startswith("Usage: ")
