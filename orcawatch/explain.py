@@ -58,7 +58,8 @@ class Explained:
     def __str__(self) -> str:
         what = f"channel {self.channel}, {self.start_s:.2f} to {self.end_s:.2f} s, score {self.score:.3f}"
         parts = ", ".join(f"{name} {share:.0%}" for name, share in self.shares.items() if not np.isnan(share))
-        return f"{what}{f' ({self.choice})' if self.is_choice else ''}; relevance: {parts or 'none, nothing speaks for orca'}"
+        choice = f" ({self.choice})" if self.is_choice else ""
+        return f"{what}{choice}; relevance: {parts or 'none, nothing speaks for orca'}"
 
 
 class Part:
