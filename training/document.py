@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
@@ -254,6 +254,6 @@ def _with_ids(svg: str, name: str) -> str:
     return svg
 
 
-def cells(rows: Sequence[Sequence[object]]) -> tuple[tuple[str, ...], ...]:
+def cells(rows: Iterable[Iterable[object]]) -> tuple[tuple[str, ...], ...]:
     """Cells as text."""
     return tuple(tuple(str(cell) for cell in row) for row in rows)

@@ -24,7 +24,7 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, SKY)  # of backbones, in the recipe's order
 STROKES = {"none": "-", "minimal": (0, (5, 1.5)), "negative": (0, (1, 1.2))}
 LIGHT = 0.18  # opacity of the grid
-SETTINGS = {
+SETTINGS: Any = {
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
@@ -108,7 +108,7 @@ def roc(curves: Mapping[str, Floats], lines: Sequence[Line]) -> str:
             found = (np.concatenate([[0.0], curves[f"{line.name}/{key}"], [1.0]]) for key in ROC)
             axes.step(*found, where="post", **_style(line))
         _unit(axes)
-        axes.legend(loc="lower right", handlelength=2.6, ncols=2 if len(lines) > 8 else 1, columnspacing=1.0)
+        axes.legend(loc="lower right", handlelength=2.6, **_small_if_many(lines))
         return page.svg("roc")
 
 
@@ -193,14 +193,14 @@ def false_alarms(recall: Floats, per_hour: Floats, points: Sequence[Mapping[str,
 def ranking(aucs: Floats, marked: Mapping[str, int], lines: Sequence[Line], chosen: int) -> str:
     """AUC against rank, aucs (combinations,); `marked` holds the rank (from 1) of each single member."""
     styles = {line.name: line for line in lines}
-    with _page(6.6, 3.4) as page:
+    with _page(4.6, 3.6) as page:
         axes = page.axes("rank of the combination", "ROC AUC on devel")
         axes.plot(np.arange(1, len(aucs) + 1), aucs, color=INK, alpha=0.6, linewidth=1.2)
         for name, rank in marked.items():
             marker = MARKERS[str(styles[name].stroke)]
             axes.plot(rank, aucs[rank - 1], marker, color=styles[name].colour, markersize=6, label=name)
         axes.plot(chosen, aucs[chosen - 1], "*", color=INK, markersize=11, label="chosen vote")
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.legend(loc="lower left", handletextpad=0.4, **_small_if_many(lines))
         return page.svg("ranking")
 
 
@@ -262,15 +262,26 @@ def _image(axes: Any, colours: NDArray[np.uint8], panel: Panel) -> None:
     bands = len(panel.frequencies_hz)
     extent = (0.0, panel.seconds, -0.5, bands - 0.5)
     axes.imshow(colours.swapaxes(0, 1), origin="lower", aspect="auto", extent=extent, interpolation="none")
-    ticks = np.array([hertz for hertz in TICKS_HZ if panel.frequencies_hz[0] <= hertz <= panel.frequencies_hz[-1]])
-    axes.set_yticks(np.interp(ticks, panel.frequencies_hz, np.arange(bands)), [f"{hertz / 1000:g}" for hertz in ticks])
+    ticks_hz, places = frequency_ticks(panel.frequencies_hz)
+    axes.set_yticks(places, [f"{hertz / 1000:g}" for hertz in ticks_hz])
     axes.set_xticks([0, 0.25, 0.5, 0.75], ["0", "0.25", "0.5", "0.75"])
     axes.grid(visible=False)
     for spine in axes.spines.values():
         spine.set_visible(False)
 
 
-TICKS_HZ = (500.0, 1000.0, 2000.0, 4000.0, 7000.0, 10000.0)
+def frequency_ticks(frequencies_hz: Floats) -> tuple[list[float], list[float]]:
+    """Round frequencies and where they lie among the bands, far enough apart to be read."""
+    kept: list[tuple[float, float]] = []
+    for hertz in (hertz for hertz in TICKS_HZ if frequencies_hz[0] <= hertz <= frequencies_hz[-1]):
+        place = float(np.interp(hertz, frequencies_hz, np.arange(len(frequencies_hz))))
+        if not kept or kept[-1][1] - place >= APART * len(frequencies_hz):
+            kept.append((hertz, place))
+    return [hertz for hertz, _ in kept], [place for _, place in kept]
+
+
+APART = 0.09  # of the axis, between ticks
+TICKS_HZ = (10000.0, 7000.0, 4000.0, 2000.0, 1000.0, 500.0)
 
 
 def brightness(spectrogram: Floats) -> Floats:
@@ -371,6 +382,11 @@ def _style(line: Line) -> dict[str, Any]:
 def _grid(axes: Any) -> None:
     axes.grid(visible=True, color=INK, alpha=LIGHT, linewidth=0.5)
     axes.set_axisbelow(True)
+
+
+def _small_if_many(lines: Sequence[Line]) -> dict[str, Any]:
+    """Of a legend: one column whose entries are smaller where there are many."""
+    return {"fontsize": 6.8, "labelspacing": 0.25} if len(lines) > 8 else {}
 
 
 def _unit(axes: Any) -> None:

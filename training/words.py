@@ -57,5 +57,5 @@ def signed(found: Mapping[str, Any], digits: int = 3) -> str:
 
 
 def percent(share: float) -> str:
-    """`12 %`."""
-    return f"{100 * share:.0f} %"
+    """`12 %`, not to be broken."""
+    return f"{100 * share:.0f}\u00a0%"

@@ -20,7 +20,7 @@ import pytest
 from orcawatch import metrics, ranking
 from orcawatch.backbone import load_backbone
 from orcawatch.errors import TrainingError
-from orcawatch.training import document, examples, heads, pictures, report, words
+from orcawatch.training import document, examples, heads, pictures, report, run_files, sections, words
 from orcawatch.training.analysis import Scores, analyse
 
 EVIL = '<script>alert("1")</script> |*_a_*.flac'
@@ -545,11 +545,9 @@ def test_labelled_test_split_is_measured(bare: Path, tmp_path: Path) -> None:
     result, data = bare / "result", tmp_path / "data"
     names = write_test(result, ["noise", "orca", "noise", "orca"])
     write_data(data, names)
-    found = report.read_run({"result": result, "data": data})
+    found = run_files.read_run({"result": result, "data": data})
     assert found.test_files == tuple(names)
-    from orcawatch.training.sections import test_auc
-
-    assert test_auc(found)["value"] == 0.75
+    assert sections.test_auc(found)["value"] == 0.75
     (result / "test_scores.npz").unlink()
 
 
@@ -696,6 +694,14 @@ def test_brightness_is_between_its_percentiles() -> None:
     inside = (values > low) & (values < high)
     np.testing.assert_allclose(found[inside], (values[inside] - low) / (high - low))
     assert (pictures.brightness(np.full((3, 3), 2.0)) == 0).all()
+
+
+def test_frequency_ticks_lie_apart() -> None:
+    linear, mel = np.linspace(300, 10000, 301)[1:-1], np.geomspace(125, 7500, 64)
+    ticks_hz, places = pictures.frequency_ticks(linear)
+    assert ticks_hz == [7000, 4000, 2000, 1000]
+    np.testing.assert_allclose(places, [(hertz - linear[0]) / (linear[1] - linear[0]) for hertz in ticks_hz])
+    assert pictures.frequency_ticks(mel)[0] == [7000, 4000, 2000, 1000, 500]
 
 
 def test_lines_differ_by_colour_or_stroke() -> None:
