@@ -10,6 +10,7 @@ import tensorflow as tf
 from orcawatch import relevance as rules
 from orcawatch.folding import fold
 from orcawatch.masking import minimal_mask, negative_mask
+from orcawatch.training.plain_relevance import plain_relevance
 
 
 def random_head(features: int, hidden: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -283,6 +284,15 @@ def test_an_inceptions_relevance_needs_builtin_operations_only(inception: Any) -
     found = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
     expected = rules.backbone_relevance(model, x, features).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5 * expected.max())
+
+
+@pytest.mark.parametrize("how", ["conserve", "gradient"])
+def test_relevance_through_an_inception_equals_the_plain_loop(inception: Any, how: str) -> None:
+    model, x = fold(inception), pictures(1)
+    features = model(x).numpy()
+    found = rules.backbone_relevance(model, x, features, how).numpy()[0]
+    plain = plain_relevance(model, x[0], features[0], how)
+    np.testing.assert_allclose(found, plain, atol=1e-5 * plain.max())
 
 
 def test_a_tensor_read_several_times_gets_the_sum() -> None:
