@@ -4,7 +4,7 @@
 
 - `quantization`: by backbone; `runtime`; `most_ms`, `most_mb`: the budget, null where there is no limit;
   `must_contain`: members of which the vote holds one by the recipe, or null.
-- `costs`: by backbone `ms` (features of a window, median, one thread) and `mb` (all its files).
+- `costs`: by backbone `ms` (features of a window, median processor time, one thread) and `mb` (all its files).
 - `front`: by `ms` and by `mb`, the combinations that are better than all that cost no more, the cheapest first, each
   `members`, `auc`, `backbones`, `ms`, `mb`. AUC of devel clips by the quantized scores.
 - `trained`: the run's own vote, priced alike; `chosen`: the best within the budget.

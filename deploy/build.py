@@ -178,7 +178,7 @@ class Verification:
     ----------
     runtime : the TFLite interpreter's package.
     windows : how many were compared.
-    window_ms : median time per window of all backbones and heads, one thread, on the machine that made the bundle.
+    window_ms : median processor time per window of all backbones and heads, one thread, on the machine that made it.
     largest_difference : of a window's confidence by member, and of a clip's score by `vote`.
     auc : ROC AUC of clips by the exported members and `vote`, with intervals by recording.
     trained_auc : the same of the training side's scores.
@@ -200,7 +200,7 @@ class Passed:
     ----------
     members, vote : the bundle's.
     scores : members' confidences, shape (windows, members).
-    window_ms : median time of a window.
+    window_ms : median processor time of a window.
     """
 
     members: tuple[str, ...]
@@ -228,9 +228,9 @@ def score_windows(run: Run, folder: Path, progress: Progress = iter) -> Passed:
     scores, seconds = [], []
     for k in progress(range(len(next(iter(spectrograms.values()))))):
         window = {name: np.array(stored[k]) for name, stored in spectrograms.items()}
-        start = time.perf_counter()
+        start = time.process_time()
         scores.append(ensemble.score_spectrograms(window))
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return Passed(ensemble.bundle.members, ensemble.bundle.vote, np.stack(scores), float(np.median(seconds)) * 1e3)
 
 

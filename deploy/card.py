@@ -28,8 +28,8 @@ def _start(manifest: Manifest) -> str:
     """Where training began, in words."""
     sources = {one["weights_source"] for one in manifest["backbones"]}
     if sources == {SCRATCH}:
-        return "from scratch, without published weights"
-    return "partly from scratch" if SCRATCH in sources else "from published weights"
+        return "from scratch, without pretrained weights"
+    return "partly from scratch" if SCRATCH in sources else "from pretrained weights"
 
 
 def _use(manifest: Manifest) -> str:
@@ -38,7 +38,7 @@ def _use(manifest: Manifest) -> str:
         *_members(manifest),
         f"- Array: the {manifest['channel_fusion']} of the channels' scores.",
         "- Masks come from the relevance of each base-model's own prediction; snapshots explain the `orca` neuron.",
-        f"- A window takes {manifest['exported']['window_ms']:.1f} ms per channel on one thread of the machine that made "
+        f"- A window takes {manifest['exported']['window_ms']:.1f} ms per channel of one thread of the machine that made "
         f"the bundle ({manifest['exported']['runtime']}), all backbones and heads; heads and masks are float32.",
     ]
     return "## What it is\n\n" + "\n".join(lines) + "\n\n" + _backbones(manifest)

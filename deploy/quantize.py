@@ -5,9 +5,10 @@
 - `runtime`, `machine`, `threads` (1), `windows` and `clips` (of the devel split), `timed_windows`.
 - `backbones`: by name `feature_size`, `input_shape`, `variants`: by variant `files` (bytes by kind: `features`, and
   `explain` where that is a file of its own), `bytes` (all files), `explained_by` (variant of the relevance pass),
-  `features_ms` and `explain_ms` (median time per window), `snr_db` (features' signal-to-quantization-noise ratio over
-  all devel windows, the float32 file's features taken as exact; null for float32), `mask_bits_flipped` (share of the
-  bits of the negative mask that differ from float32's; null where the backbone has no negative member).
+  `features_ms` and `explain_ms` (median processor time per window, so that a busy machine does not count), `snr_db`
+  (features' signal-to-quantization-noise ratio over all devel windows, the float32 file's features taken as exact; null
+  for float32), `mask_bits_flipped` (share of the bits of the negative mask that differ from float32's; null where the
+  backbone has no negative member).
 - `members`: by name `backbones`, `trained` (ROC AUC of devel clips by the training side: value, low, high, draws),
   `variants`: by variant, all its backbones in that variant, `auc` (as `trained`), `loss` (trained minus this, with the
   interval of the paired difference, recordings resampled), `largest_difference` (of a window's confidence).
@@ -22,6 +23,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,7 +48,7 @@ class Measured:
     ----------
     exported : its files.
     features : of all devel windows, shape (windows, feature_size).
-    features_ms, explain_ms : median time per window, one thread.
+    features_ms, explain_ms : median processor time per window, one thread.
     timed_windows : of how many.
     """
 
@@ -97,20 +99,23 @@ def _measure(run: Run, backbone: str, files: Exported, timed_windows: int, progr
     timed = [(np.array(spectrograms[k]), features[k]) for k in chosen]
     return {
         "features": features,
-        "features_ms": median_ms([lambda one=one: edge.features(one[0]) for one in timed]),
-        "explain_ms": median_ms([lambda one=one: edge.explain(*one) for one in timed]),
+        "features_ms": median_ms([partial(edge.features, spectrogram) for spectrogram, _ in timed]),
+        "explain_ms": median_ms([partial(edge.explain, *pair) for pair in timed]),
         "timed_windows": len(timed),
     }
 
 
 def median_ms(calls: Sequence[Callable[[], Any]]) -> float:
-    """Median wall time of the calls in milliseconds; the first is made once more beforehand, to warm up."""
+    """Median processor time of the calls in milliseconds; the first is made once more beforehand, to warm up.
+
+    On one thread that is the time on an idle machine, and it hardly depends on what else the machine does.
+    """
     calls[0]()
     times = []
     for call in calls:
-        start = time.perf_counter()
+        start = time.process_time()
         call()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return float(np.median(times)) * 1e3
 
 

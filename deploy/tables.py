@@ -20,9 +20,10 @@ def interval(found: Mapping[str, Any], digits: int = 3) -> str:
 def quantization_tables(found: Mapping[str, Any]) -> str:
     """The content of `quantization.json` (see `deploy.quantize`) as Markdown."""
     about = (
-        f"# Quantization\n\nTimes: median of {found['timed_windows']} windows, one thread of {found['machine']}, "
-        f"interpreter {found['runtime']}. AUC: {found['clips']} devel clips ({found['windows']} windows); in brackets "
-        "the loss against the training side's AUC with its 95 % interval, paired, recordings resampled."
+        f"# Quantization\n\nProcessor time: median of {found['timed_windows']} windows, one thread of "
+        f"{found['machine']}, interpreter {found['runtime']}. AUC: {found['clips']} devel clips ({found['windows']} "
+        "windows); in brackets the loss against the training side's AUC with its 95 % interval, paired, recordings "
+        "resampled."
     )
     return "\n\n".join([about, _backbones(found), _members(found), _vote(found)]) + "\n"
 
@@ -70,7 +71,8 @@ def _aucs(one: Mapping[str, Any]) -> list[str]:
 
 
 def _loss(loss: Mapping[str, Any]) -> str:
-    return f"{loss['value']:+.4f}, {loss['low']:+.4f} to {loss['high']:+.4f}"
+    value, low, high = (f"{round(loss[key], 4) + 0.0:+.4f}" for key in ("value", "low", "high"))
+    return f"{value}, {low} to {high}"
 
 
 def _vote(found: Mapping[str, Any]) -> str:

@@ -31,7 +31,8 @@ GROUP = "orcawatch.backbones"
 class Backbone(Protocol):
     """What a plugin offers. Only `build_keras` and `load_weights` may import TensorFlow, and only when called.
 
-    The class is called without arguments, or with the one front end to use in place of its own.
+    The class is called without arguments, or with the one front end to use in place of its own. It may also have
+    `weights_file(source) -> Path`: the file that a source of `load_weights` means; without it a path means itself.
     """
 
     name: str
@@ -41,7 +42,8 @@ class Backbone(Protocol):
     def build_keras(self) -> Any:
         """New Keras model: spectrograms (batch, *front_end.shape) -> pooled features (batch, feature_size), >= 0.
 
-        A chain of layers that `orcawatch.relevance` knows, without batch norm.
+        The network as it is trained: batch norm, Rescaling and scaled residual sums are allowed,
+        `orcawatch.folding.fold` folds them; what is left has a rule in `orcawatch.relevance`.
         """
         ...
 
