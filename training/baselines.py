@@ -302,8 +302,12 @@ def score_audio_words(settings: Any, inputs: Inputs, folder: Path) -> None:
     size = max(trained, key=lambda size: _auc(trained[size], on))
     candidates = [{"size": size, **entry} for size, each in trained.items() for entry in each.candidates]
     chosen = {"size": size, "size_chosen_on": on, **_chosen(trained[size], settings)}
-    counted = load_json(inputs["bags"] / "report.json")
-    described = {"chosen": chosen, "candidates": candidates, "features": counted, "versions": settings["versions"]}
+    described = {
+        "chosen": chosen,
+        "candidates": candidates,
+        "features": load_json(inputs["bags"] / "report.json"),
+        "versions": settings["versions"],
+    }
     _save(settings["name"], clips, trained[size].scores, described, settings["draws"], folder)
 
 
