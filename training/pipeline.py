@@ -51,7 +51,7 @@ import yaml
 
 from ..backbone import Backbone
 from ..errors import TrainingError
-from . import backbones, baselines, dataset, distribute, members, preparation, report, results
+from . import backbones, baselines, dataset, distribute, document, members, preparation, report, results
 from .dataset import Dataset
 from .recipe import BackboneSettings, Recipe, backbone_of, has_teacher, read_recipe, to_dict, with_data, with_weights
 from .stages import Runner, Stage
@@ -79,7 +79,8 @@ RESULT_CODE = (
     *_own("analysis", "dataset", "heads", "members", "preparation", "recipe", "tables"),
 )
 REPORT_CODE = (
-    *_own("analysis", "dataset", "document", "examples", "pictures", "predictions", "sections", "tables"),
+    *_own("analysis", "dataset", "document", "examples", "findings", "pictures", "predictions", "run_files"),
+    *_own("sections", "tables", "words"),
     *(f"orcawatch.{module}" for module in ("relevance", "folding", "masking", "metrics", "ranking")),
 )
 RESULT, REPORT = "result", "report"
@@ -242,7 +243,8 @@ def _baseline_stages(recipe: Recipe, plugins: Mapping[str, Backbone]) -> list[St
 def _report_stage(recipe: Recipe, plugins: Mapping[str, Backbone], compared: Sequence[Stage]) -> Stage:
     tables = [stage.name for stage in compared if stage.name.startswith("baseline-")]
     code = (*REPORT_CODE, *(type(plugin).__module__ for plugin in plugins.values()))
-    return Stage(REPORT, report.make_report, {}, ("data", RESULT, *tables), code)
+    templates = {path.name: dataset.file_digest(path) for path in sorted(document.TEMPLATES.glob("*.j2"))}
+    return Stage(REPORT, report.make_report, {"templates": templates}, ("data", RESULT, *tables), code)
 
 
 # --- running them -----------------------------------------------------------------------------------------------------
