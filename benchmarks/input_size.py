@@ -1,6 +1,6 @@
 """What the Inceptions' input size costs and gives: `python benchmarks/input_size.py DATA [options]`.
 
-Trains Inception V3 and Inception-ResNet V2 at 139 and at 299 by one recipe, a short one so that a processor can do it, and
+Trains Inception V3 and Inception-ResNet V2 at 139 and at 299 by one recipe, short enough for a processor, and
 prints for both sizes the devel ROC AUC of every member with its interval by recording, and what the stages took. The
 difference of the two sizes at equal training is what the table is for, not the figures themselves.
 
