@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,16 @@ def run_all(folder: Path, settings: BaselineSettings, content: Any) -> Runner:
     return runner
 
 
+@pytest.fixture()
+def step_by_step() -> Iterator[None]:
+    """TensorFlow without graphs, whose tracing takes longer than these few steps."""
+    tf = pytest.importorskip("tensorflow")
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.mark.usefixtures("step_by_step")
 def test_all_baselines_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("opensmile")
     content, settings = made(), settings_of_all()
