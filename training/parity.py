@@ -174,12 +174,17 @@ def _compared(case: Case, rules: str, own: Array, theirs: Relevance | None) -> t
 
 def through(backbone: Any, spectrograms: Array, of_features: Array, rules: str) -> Array:
     """Our relevance of spectrograms (windows, height, width, planes), a few windows at a time."""
+    compiled = compiled_pass(backbone, rules)
+    return np.concatenate([compiled(x, r).numpy() for x, r in zip(batches(spectrograms), batches(of_features))])
+
+
+def compiled_pass(backbone: Any, rules: str) -> Any:
+    """The pass through a whole network as a TensorFlow function of spectrograms and their features' relevance."""
     import tensorflow as tf
 
     from ..relevance import backbone_relevance
 
-    compiled = tf.function(lambda x, r: backbone_relevance(backbone, x, r, rules), autograph=False)
-    return np.concatenate([compiled(x, r).numpy() for x, r in zip(batches(spectrograms), batches(of_features))])
+    return tf.function(lambda x, r: backbone_relevance(backbone, x, r, rules), autograph=False)
 
 
 def batches(values: Array) -> list[Array]:
