@@ -62,12 +62,23 @@ def result(run: Run) -> Iterable[Block]:
         f"clips of the devel split unless another split is named; the score of a clip is the {metric['score']}. "
         f"Intervals: {metric['interval']}."
     )
+    if compared := _compared(metric):
+        yield Listing(compared)
     yield Paragraph(metric["note"], caution=True)
     yield Paragraph(
         "The nested figure covers the choice of the vote only. Whatever else was tried on the devel split (recipe, "
         "front end, calibration, thresholds) makes every figure of that split optimistic.",
         caution=True,
     )
+
+
+def _compared(metric: Mapping[str, Any]) -> tuple[str, ...]:
+    """Figures beside which the vote's are to be seen, where the run has them."""
+    told = {
+        "teacher": "The teacher alone, the linear classifier whose answers the networks learned from, reaches {}.",
+        "uncalibrated_vote": "Without slope and shift of the confidence, set by the recipe, the same vote reaches {}.",
+    }
+    return tuple(text.format(interval(metric[name])) for name, text in told.items() if name in metric)
 
 
 def _headline(run: Run) -> Iterable[tuple[str, str, str]]:
@@ -103,6 +114,7 @@ def test_auc(run: Run) -> Mapping[str, Any]:
 
 def training(run: Run) -> Iterable[Block]:
     """Backbones, members, and the losses of fine-tuning."""
+    yield Paragraph(f"Method: {tables.SOURCE}.")
     recipe = run.selection["recipe"]
     yield Paragraph(
         f"Each backbone was brought to the task, its last convolutional layer averaged to a feature vector, and a "

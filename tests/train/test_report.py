@@ -206,6 +206,7 @@ def make_selection(names, members, vote, networks, found, scores, rows, costs) -
             "members": found["auc"]["members"],
             "vote": found["auc"]["vote"],
             "nested": found["nested"]["auc"],
+            **({"teacher": {"value": 0.4321, "low": 0.4, "high": 0.5, "draws": DRAWS}} if costs else {}),
             "note": ranking.OPTIMISTIC.format(rows=len(rows)),
         },
         "all_zero": {name: {"train": {"rows": 40, "orca": 9, "all_zero": 1}} for name in names},
@@ -469,6 +470,10 @@ def test_figures_are_those_of_the_files(run: Path, page: Page) -> None:
     assert "f" * 64 in page.text
     for told in ("optimistic", "1 h 6 min", "1 file set aside", "head_steps: 5", "12.3", "+0.0011", "from scratch"):
         assert told in page.text, told
+    assert (
+        "The teacher alone, the linear classifier whose answers the networks learned from, reaches 0.432" in page.text
+    )
+    assert "Without slope and shift" not in page.text
 
 
 def test_baselines_of_other_data_do_not_count(page: Page) -> None:
