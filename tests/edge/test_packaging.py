@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("orcawatch", "plugins", "training", "deploy")
-NEVER_ON_THE_EDGE = ("relevance.py", "masking.py", "testing.py")
+NEVER_ON_THE_EDGE = ("folding.py", "relevance.py", "masking.py", "testing.py")
 
 
 def sources(folder: str) -> list[Path]:
@@ -63,7 +63,7 @@ def test_the_edge_names_no_training_library() -> None:
 
 def test_command_line_imports_quickly_and_lightly() -> None:
     code = (
-        "import time; start = time.perf_counter(); import orcawatch.cli, sys; took = time.perf_counter() - start; "
+        "import time; start = time.process_time(); import orcawatch.cli, sys; took = time.process_time() - start; "
         "print(took); print(*sorted({name.split('.')[0] for name in sys.modules}))"
     )
     best = 9.0
