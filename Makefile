@@ -13,7 +13,7 @@ demo: edge
 test: lint edge tflite train
 	OTHER_PYTHON=$(CURDIR)/$(TFLITE)/python $(EDGE)/python -m pytest tests/edge
 	$(TFLITE)/python -m pytest tests/edge
-	$(TRAIN)/python -m pytest tests/train
+	EDGE_PYTHONS=$(CURDIR)/$(EDGE)/python:$(CURDIR)/$(TFLITE)/python $(TRAIN)/python -m pytest tests/train
 
 lint: edge
 	$(EDGE)/ruff check .
