@@ -38,7 +38,7 @@ def spectrograms(waveforms: Any, front_end: FrontEnd) -> Any:
     The same as `augment.spectrograms`.
     """
     check(front_end)
-    return log_mel(waveforms, front_end) if isinstance(front_end, LogMel) else linear_power(waveforms, front_end)
+    return log_mel(waveforms, front_end) if isinstance(front_end, LogMel) else linear_power(waveforms, front_end)  # type: ignore[arg-type]
 
 
 def log_mel(waveforms: Any, front_end: LogMel) -> Any:

@@ -194,7 +194,7 @@ class Masked:
 def _masked(features: Array, mask: NDArray[Any] | None, rows: NDArray[np.int64]) -> Array:
     if mask is None:
         return features
-    return features * (mask if mask.ndim == 1 else mask[rows])
+    return features * (mask if mask.ndim == 1 else mask[rows])  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ class Bags:
     @property
     def features(self) -> int:
         """Number of features of a window."""
-        return self._rows.features.shape[1]
+        return self._rows.features.shape[1]  # type: ignore[no-any-return]
 
     def batch(self, chosen: NDArray[np.int64]) -> tuple[Array, Array, Array]:
         """Packed features and presence (see `pack`), and the targets (bags,), of some bags."""

@@ -221,7 +221,7 @@ def _average(relevance: Array, chosen: NDArray[np.bool_]) -> NDArray[np.float64]
     for start in range(0, len(relevance), BLOCK):
         some = slice(start, start + BLOCK)
         total += relevance[some][chosen[some]].sum(axis=0, dtype=np.float64)
-    return total / chosen.sum()
+    return total / chosen.sum()  # type: ignore[no-any-return]
 
 
 def score_members(settings: Any, inputs: Inputs, folder: Path) -> None:

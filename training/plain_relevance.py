@@ -80,7 +80,7 @@ def _output(layer: Any, inputs: list[Floats]) -> Floats:
             [(patch[..., None] * kernel[inside]).sum(axis=(0, 1, 2)) for _, patch, inside in _places(layer, x)]
         )
         y = (y + bias).reshape(*_grid(layer, x), -1)
-        return np.maximum(y, 0) if _is_relu(layer) else y
+        return np.asarray(np.maximum(y, 0) if _is_relu(layer) else y)
     if kind in ("MaxPooling2D", "AveragePooling2D"):
         pooled = np.max if kind == "MaxPooling2D" else np.mean
         return np.stack([pooled(p, axis=(0, 1)) for _, p, _ in _places(layer, x)]).reshape(*_grid(layer, x), -1)

@@ -33,7 +33,7 @@ SPLITS = dataset.SPLITS
 
 
 def load_data(clips: Sequence[Clip], settings: Any, inputs: Inputs, folder: Path) -> None:
-    """Decode every clip once: `clips.json`, and per rate `waveforms-RATE.npy`, one after the other, and `ends-RATE.npy`.
+    """Decode every clip once: `clips.json`, and per rate `waveforms-RATE.npy`, one after another, and `ends-RATE.npy`.
 
     Simulated clips follow; the fingerprint is of the files alone.
     """
@@ -107,7 +107,7 @@ def shared_rows(data: Path, grids: Sequence[Mapping[str, int]]) -> NDArray[np.in
     for grid in grids:
         samples = np.diff(np.load(data / f"ends-{grid['rate_hz']}.npy"), prepend=0)
         found.append(np.maximum(0, (samples - grid["frame"]) // grid["hop"] + 1))
-    return np.min(found, axis=0)
+    return np.min(found, axis=0)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
