@@ -5,6 +5,7 @@ prints for both sizes the devel ROC AUC of every member with its interval by rec
 difference of the two sizes at equal training is what the table is for, not the figures themselves.
 
     --weights BACKBONE=FILE   as for `orcawatch train run`; a backbone without starts from random weights
+    --backbone NAME           one of them only
     --steps N                 fine-tuning steps of 32 windows (60)
     --run FOLDER              of the runs, one a size (runs/input_size); a second call computes nothing
 """
@@ -32,7 +33,7 @@ LOADED = {"learning_rate": 2e-4, "head_steps": 40, "batch_norm": "frozen"}
 SCRATCH = {"learning_rate": 7e-4, "batch_norm": "trained"}
 
 
-def recipe(size: int, weights: dict[str, str], steps: int) -> dict[str, Any]:
+def recipe(size: int, names: tuple[str, ...], weights: dict[str, str], steps: int) -> dict[str, Any]:
     """The recipe of one size."""
 
     def backbone(name: str) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def recipe(size: int, weights: dict[str, str], steps: int) -> dict[str, Any]:
         source = {"weights": weights[name]} if name in weights else {"from_scratch": True}
         return {"front_end": {"size": size, "normalise": "band_floor"}, "fine_tune": tuned, **source}
 
-    return {"name": f"size-{size}", "backbones": {name: backbone(name) for name in BACKBONES}, **COMMON}
+    return {"name": f"size-{size}", "backbones": {name: backbone(name) for name in names}, **COMMON}
 
 
 def print_rows(size: int, result: Path) -> None:
@@ -56,16 +57,17 @@ def print_rows(size: int, result: Path) -> None:
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.option("--weights", multiple=True, metavar="BACKBONE=FILE")
+@click.option("--backbone", "names", multiple=True, type=click.Choice(BACKBONES), default=BACKBONES)
 @click.option("--steps", default=60, show_default=True)
 @click.option("--run", "folder", default=Path("runs/input_size"), type=click.Path(path_type=Path))
-def main(data: Path, weights: tuple[str, ...], steps: int, folder: Path) -> None:
+def main(data: Path, weights: tuple[str, ...], names: tuple[str, ...], steps: int, folder: Path) -> None:
     """Train at both sizes and print the table."""
     given = dict(text.split("=", 1) for text in weights)
     print("| size | member or stage | devel ROC AUC, or cost |\n|---|---|---|", flush=True)
     for size in SIZES:
         path = folder / f"{size}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(recipe(size, given, steps), sort_keys=False))
+        path.write_text(yaml.safe_dump(recipe(size, names, given, steps), sort_keys=False))
         settings, runner = pipeline.prepare(path, data, folder / str(size))
         pipeline.run(settings, runner)
         print_rows(size, runner.folder / pipeline.RESULT)

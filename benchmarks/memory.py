@@ -86,7 +86,14 @@ def make_clips(folder: Path, hours: float) -> list[dataset.Clip]:
 def stages(clips: list[dataset.Clip]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Name, work and settings of each stage."""
     plugin = Small()
-    data = {"rates_hz": [RATE_HZ], "shortest_s": 0.025, "simulated_clips": 0, "seed": 1, "layout": "labels"}
+    data = {
+        "rates_hz": [RATE_HZ],
+        "shortest_s": 0.025,
+        "lowest_rate_hz": 8000,
+        "simulated_clips": 0,
+        "seed": 1,
+        "layout": "labels",
+    }
     cutting = {"name": NAME, "hop_frames": 96, "grids": [preparation.grid_of(plugin.front_end)], "seed": 1, "passes": 0}
     head = HeadSettings(epochs=1, batch_size=512, shift=4.0)
     named = {"name": NAME, "names": [NAME], "seed": 1, "minimal_keep": 64}

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backbone import Backbone
+from ..errors import TrainingError
 from ..spectrogram import FrontEnd
 from . import augment, dataset, distribute
 from .augment import Augmentation
 from .dataset import Clip, LoadedClip
-from .finetune import fine_tune
+from .finetune import fine_tune, flat_layers
 from .preparation import (
     BATCH,
     SPLITS,
@@ -76,6 +77,7 @@ def make_backbone(
         model = plugin.build_keras()
         if choice.weights is not None:
             plugin.load_weights(model, choice.weights)
+    _require_normalisation(model, choice)
     if choice.fine_tune is not None:
         teacher, front_end = load_teacher(inputs, settings["name"]), plugin.front_end
         clips, seed = training_clips(inputs["data"], front_end.rate_hz), settings["seed"]
@@ -83,6 +85,17 @@ def make_backbone(
         history = fine_tune(model, clips, *how, logs=folder / "logs", strategy=distribute.strategy())
     save_weights(folder / "weights.npz", fold(model))
     save_json(folder / "history.json", history)
+
+
+def _require_normalisation(model: Any, choice: BackboneSettings) -> None:
+    """Raise TrainingError where a network with batch norm would learn from scratch with the statistics it has not."""
+    kinds = {type(layer).__name__ for layer in flat_layers(model)}
+    frozen = choice.fine_tune is not None and choice.fine_tune.batch_norm == "frozen"
+    if choice.from_scratch and frozen and "BatchNormalization" in kinds:
+        raise TrainingError(
+            f"{model.name} from scratch needs fine_tune.batch_norm: trained, not frozen: its batch norms have no "
+            "statistics yet, and the network would not be normalised at all"
+        )
 
 
 def save_weights(path: Path, model: Any) -> None:

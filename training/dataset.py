@@ -294,17 +294,22 @@ def _shared_recordings(rows: Iterable[Row]) -> list[str]:
     ]
 
 
-def load_waveform(clip: Clip, shortest_s: float) -> tuple[Array, int]:
+def load_waveform(clip: Clip, shortest_s: float, lowest_rate_hz: int = 1) -> tuple[Array, int]:
     """Audio of a clip as recorded: float32, shape (samples,), full scale 1.0; and its rate.
 
     Raises
     ------
-    AudioError : the file cannot be decoded, is cut off, holds values that are not finite, or is shorter than
-        `shortest_s` (a front end's frame).
+    AudioError : the file cannot be decoded, is cut off, holds values that are not finite, is shorter than `shortest_s`
+        (a front end's frame), or slower than `lowest_rate_hz` (a front end's bands).
     """
     samples, rate_hz = _decode(clip)
     if not np.isfinite(samples).all():
         raise AudioError(f"{clip.path} holds samples that are not finite: decode it again or leave it out")
+    if rate_hz < lowest_rate_hz:
+        raise AudioError(
+            f"{clip.path} has {rate_hz} samples a second; the front ends need at least {lowest_rate_hz}: the band of the "
+            "calls is missing from slower audio"
+        )
     if len(samples) < shortest_s * rate_hz:
         raise AudioError(f"{clip.path} lasts {len(samples) / rate_hz:.3f} s; at least {shortest_s:g} s are needed")
     return samples, rate_hz
@@ -330,19 +335,19 @@ def resample(samples: Array, from_hz: int, to_hz: int) -> Array:
 
 
 def load_each(
-    clips: Sequence[Clip], shortest_s: float, faults: list[Fault], progress: Any
+    clips: Sequence[Clip], shortest_s: float, lowest_rate_hz: int, faults: list[Fault], progress: Any
 ) -> Iterator[tuple[Clip, Array, int]]:
     """Yield each clip that can be decoded with its audio and rate, one at a time; the others are added to `faults`.
 
     Parameters
     ----------
     clips : from a reader.
-    shortest_s : shorter clips are faults.
+    shortest_s, lowest_rate_hz : shorter clips, and slower audio, are faults, as the edge refuses them.
     progress : wraps an iterable, as `tqdm.tqdm` does.
     """
     for clip in progress(clips):
         try:
-            samples, rate_hz = load_waveform(clip, shortest_s)
+            samples, rate_hz = load_waveform(clip, shortest_s, lowest_rate_hz)
         except AudioError as fault:
             log.warning("set aside: %s", fault)
             faults.append(Fault(clip.file_name, str(fault)))

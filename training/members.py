@@ -170,13 +170,15 @@ def explain_base(settings: Any, inputs: Inputs, folder: Path) -> None:
     features, rows = read_features(inputs[f"features-{name}"])
     head = heads.load_heads(inputs[f"base-{name}"] / "heads.npz")[name]
     counted: dict[str, dict[str, int]] = {}
+    peak_mb = 0.0
     with ArrayWriter(folder / "relevance.npy") as file:
         for start in range(0, len(features), EXPLAINED):
             some = slice(start, start + EXPLAINED)
             found = of_head(head, np.array(features[some]))
             file.append(found.values)
+            peak_mb = max(peak_mb, found.peak_mb)
             _add_counts(counted, found, rows["split"][some])
-    report = {"all_zero": counted, "peak_mb": found.peak_mb, "versions": found.versions}
+    report = {"all_zero": counted, "peak_mb": peak_mb, "versions": found.versions}
     save_json(folder / "report.json", report)
 
 

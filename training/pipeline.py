@@ -39,12 +39,14 @@ What a run leaves for those who export it: `RUN/result/` (a link to the newest a
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -54,7 +56,7 @@ from ..errors import TrainingError
 from . import backbones, baselines, dataset, distribute, document, members, preparation, report, results
 from .dataset import Dataset
 from .recipe import BackboneSettings, Recipe, backbone_of, has_teacher, read_recipe, to_dict, with_data, with_weights
-from .stages import Runner, Stage
+from .stages import Runner, Stage, is_locked
 from .storage import progress
 
 HERE = "orcawatch.training"
@@ -64,19 +66,19 @@ def _own(*names: str) -> tuple[str, ...]:
     return tuple(f"{HERE}.{name}" for name in names)
 
 
-DATA_CODE = _own("dataset")
+DATA_CODE = _own("dataset", "storage")
 SIMULATED_CODE = (*_own("simulated"), "orcawatch.calls", "orcawatch.noise", "orcawatch.simulate")
 SPECTROGRAM_CODE = (*DATA_CODE, *_own("preparation"), "orcawatch.spectrogram", "orcawatch.windows")
 TEACHER_CODE = (*SPECTROGRAM_CODE, *_own("teacher"))
 AUGMENT_CODE = (*TEACHER_CODE, *_own("augment"))
 FOLDING_CODE = ("orcawatch.folding",)
 TUNING_CODE = (*AUGMENT_CODE, *_own("batches", "distribute", "finetune", "graph_front_end"))
-HEAD_CODE = _own("heads", "members")
+HEAD_CODE = _own("heads", "members", "storage")
 RELEVANCE_CODE = (*HEAD_CODE, *_own("relevance_stage", "innvestigate_worker"))
-MASK_CODE = (*_own("members"), "orcawatch.masking")
+MASK_CODE = (*_own("members", "storage"), "orcawatch.masking")
 RESULT_CODE = (
     *("orcawatch.metrics", "orcawatch.ranking", "orcawatch.spectrogram"),
-    *_own("analysis", "dataset", "heads", "members", "preparation", "recipe", "tables"),
+    *_own("analysis", "backbones", "dataset", "heads", "members", "preparation", "recipe", "storage"),
 )
 REPORT_CODE = (
     *_own("analysis", "dataset", "document", "examples", "findings", "pictures", "predictions", "run_files"),
@@ -87,6 +89,17 @@ RESULT, REPORT = "result", "report"
 RECIPE = "recipe.yaml"
 RUNS = Path("runs")
 POLL_S = 1.0
+PATIENCE_S = 300.0  # that a worker waits for a chief that does not work
+
+
+def plugin_code(plugin: Backbone) -> tuple[str, ...]:
+    """Import names of a plugin's module and of those that it takes from its own package."""
+    own = sys.modules[type(plugin).__module__]
+    package = own.__name__.rpartition(".")[0]
+    used = [value.__name__ for value in vars(own).values() if isinstance(value, ModuleType)]
+    named = [getattr(value, "__module__", None) or "" for value in vars(own).values()]
+    beside = {name for name in (*used, *named) if package and name.startswith(f"{package}.")}
+    return tuple(sorted(beside | {own.__name__}))
 
 
 def build_runner(recipe: Recipe, run: Path) -> Runner:
@@ -123,6 +136,7 @@ def _data_stage(recipe: Recipe, found: Dataset, plugins: Mapping[str, Backbone])
         "set_aside": [asdict(fault) for fault in found.set_aside],
         "rates_hz": sorted({end.rate_hz for end in ends}),
         "shortest_s": max(end.frame_samples / end.rate_hz for end in ends),
+        "lowest_rate_hz": max(end.lowest_rate_hz for end in ends),
     }
     work = partial(preparation.load_data, found.clips)
     return Stage("data", work, settings, modules=(*DATA_CODE, *SIMULATED_CODE))
@@ -167,7 +181,7 @@ def _backbone_stage(recipe: Recipe, name: str, settings: BackboneSettings, plugi
         "augmentation": as_read["augmentation"] if tuning else None,
         "seed": recipe.seed,
     }
-    code = (type(plugin).__module__, *FOLDING_CODE, *(TUNING_CODE if tuning else ()))
+    code = (*plugin_code(plugin), *FOLDING_CODE, *(TUNING_CODE if tuning else ()))
     work = partial(backbones.make_backbone, plugin, settings, recipe.augmentation)
     teacher = (f"teacher-{name}",) if tuning and tuning.teacher_weight else ()
     return Stage(f"backbone-{name}", work, cause, ("data", *teacher), code)
@@ -183,7 +197,7 @@ def _features_stage(recipe: Recipe, name: str, plugins: Mapping[str, Backbone]) 
     }
     work = partial(backbones.compute_features, plugins[name], recipe.augmentation)
     teacher = (f"teacher-{name}",) if has_teacher(recipe, name) else ()
-    code = (type(plugins[name]).__module__, *FOLDING_CODE, *AUGMENT_CODE)
+    code = (*plugin_code(plugins[name]), *FOLDING_CODE, *AUGMENT_CODE)
     return Stage(f"features-{name}", work, cause, ("data", f"backbone-{name}", *teacher), code)
 
 
@@ -242,7 +256,7 @@ def _baseline_stages(recipe: Recipe, plugins: Mapping[str, Backbone]) -> list[St
 
 def _report_stage(recipe: Recipe, plugins: Mapping[str, Backbone], compared: Sequence[Stage]) -> Stage:
     tables = [stage.name for stage in compared if stage.name.startswith("baseline-")]
-    code = (*REPORT_CODE, *(type(plugin).__module__ for plugin in plugins.values()))
+    code = (*REPORT_CODE, *(name for plugin in plugins.values() for name in plugin_code(plugin)))
     templates = {path.name: dataset.file_digest(path) for path in sorted(document.TEMPLATES.glob("*.j2"))}
     return Stage(REPORT, report.make_report, {"templates": templates}, ("data", RESULT, *tables), code)
 
@@ -286,12 +300,18 @@ def run(recipe: Recipe, runner: Runner) -> list[str]:
         return join(recipe, runner)
     if check_weights(recipe, runner):
         runner = build_runner(recipe, runner.folder)
-    runner.folder.mkdir(parents=True, exist_ok=True)
-    (runner.folder / RECIPE).write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False), encoding="utf-8")
-    ran = runner.run()
-    for name in (RESULT, REPORT):
-        _point(runner.folder / name, runner.artifact(name))
-    return ran
+    try:
+        return runner.run(lambda: _write_recipe(recipe, runner.folder))
+    finally:  # also where a later stage failed: an older result must not stand beside the new recipe
+        for name in (RESULT, REPORT):
+            if runner.artifact(name).is_dir():
+                _point(runner.folder / name, runner.artifact(name))
+
+
+def _write_recipe(recipe: Recipe, folder: Path) -> None:
+    written = folder / (RECIPE + ".partial")
+    written.write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False), encoding="utf-8")
+    written.replace(folder / RECIPE)
 
 
 def check_weights(recipe: Recipe, runner: Runner) -> bool:
@@ -316,17 +336,35 @@ def check_weights(recipe: Recipe, runner: Runner) -> bool:
 
 
 def join(recipe: Recipe, runner: Runner) -> list[str]:
-    """Fine-tune together with the chief: wait for what each backbone needs, then work; nothing is written."""
+    """Fine-tune together with the chief: wait for what each backbone needs, then work; nothing is written.
+
+    Raises
+    ------
+    TrainingError : no process works in the run's folder, and what is waited for does not come.
+    """
     mine = [s for s in runner.stages if s.name in {f"backbone-{name}" for name in recipe.backbones}]
     missing = [stage for stage in mine if not runner.artifact(stage.name).is_dir()]
     tuned = [stage for stage in missing if stage.settings["fine_tune"]]
     for stage in tuned:
         inputs = {name: runner.artifact(name) for name in stage.inputs}
-        while not all(folder.is_dir() for folder in inputs.values()):
-            time.sleep(POLL_S)
+        _wait_for(inputs, runner.folder)
         with TemporaryDirectory() as folder:
             stage.work(stage.settings, inputs, Path(folder))
     return [stage.name for stage in tuned]
+
+
+def _wait_for(inputs: Mapping[str, Path], folder: Path) -> None:
+    """Return once every input is there; raise TrainingError where nobody has worked in the folder for PATIENCE_S."""
+    seen = time.monotonic()
+    while missing := [name for name, path in inputs.items() if not path.is_dir()]:
+        if is_locked(folder):
+            seen = time.monotonic()
+        elif time.monotonic() - seen > PATIENCE_S:
+            raise TrainingError(
+                f"waited {PATIENCE_S:g} s for {missing} in {folder}, where no process works: see what the first worker "
+                "said, and start all workers again with the same recipe, data and weights"
+            )
+        time.sleep(POLL_S)
 
 
 def _point(link: Path, target: Path) -> None:

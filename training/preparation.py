@@ -1,6 +1,7 @@
 """From recordings to windows: decoding once at every front end's rate, cutting, and the teacher.
 
-No array here is longer than one clip or one batch of windows; what is longer stands in memory-mapped files.
+No array here is longer than one clip or one batch of windows, but for the teacher's, which is for small data: it holds
+the statistics of all training windows. What is longer stands in memory-mapped files.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def load_data(clips: Sequence[Clip], settings: Any, inputs: Inputs, folder: Path
     Simulated clips follow; the fingerprint is of the files alone.
     """
     rates, faults, usable = settings["rates_hz"], list[dataset.Fault](), list[Clip]()
-    read = dataset.load_each(clips, settings["shortest_s"], faults, lambda c: progress(c, "reading"))
+    read = dataset.load_each(
+        clips, settings["shortest_s"], settings["lowest_rate_hz"], faults, lambda c: progress(c, "reading")
+    )
     made = simulated_clips(settings["simulated_clips"], settings["seed"], max(rates))
     both = _chained(read, ((clip, waveform, max(rates)) for clip, waveform in made))
     ends: dict[int, list[int]] = {rate: [] for rate in rates}

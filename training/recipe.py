@@ -90,6 +90,10 @@ class BackboneSettings:
             )
         if self.from_scratch and self.fine_tune is None:
             raise TrainingError("from_scratch needs fine_tune: a network of random weights hears nothing")
+        if self.from_scratch and self.fine_tune is not None and self.fine_tune.trainable_from is not None:
+            raise TrainingError(
+                "from_scratch needs fine_tune without trainable_from: layers before it would stay random"
+            )
 
 
 @dataclass(frozen=True)
@@ -236,6 +240,8 @@ def with_data(recipe: Recipe, folder: str | None) -> Recipe:
 def with_weights(recipe: Recipe, weights: Mapping[str, str], from_scratch: Sequence[str]) -> Recipe:
     """The recipe with other weights for some backbones, by name, and others from scratch.
 
+    From scratch all layers are trained, batch norm too, and there is no phase for the head alone.
+
     Raises
     ------
     TrainingError : a name that is no backbone of the recipe, or one that is to have both.
@@ -248,10 +254,16 @@ def with_weights(recipe: Recipe, weights: Mapping[str, str], from_scratch: Seque
             raise TrainingError(f"{name} can have weights or start from scratch, not both")
     chosen: dict[str, str | None] = {**weights, **dict.fromkeys(from_scratch)}
     changed = {
-        name: replace(one, weights=chosen[name], from_scratch=chosen[name] is None) if name in chosen else one
-        for name, one in recipe.backbones.items()
+        name: _with_source(one, chosen[name]) if name in chosen else one for name, one in recipe.backbones.items()
     }
     return replace(recipe, backbones=changed)
+
+
+def _with_source(settings: BackboneSettings, weights: str | None) -> BackboneSettings:
+    tuning = settings.fine_tune
+    if weights is None and tuning is not None:
+        tuning = replace(tuning, batch_norm="trained", trainable_from=None, head_steps=0)
+    return replace(settings, weights=weights, from_scratch=weights is None, fine_tune=tuning)
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 `RUN/artifacts/STAGE-DIGEST/` holds a stage's files and `stage.json`. The digest is the SHA-256 of the stage's name,
 its settings, its inputs' digests, the versions of `PACKAGES`, and the source of the modules it uses (whole modules;
 comments, docstrings and layout do not count). A stage whose digest has an artifact is not run again; a stage that was
-killed leaves a `.partial` folder, which the next run removes.
+killed leaves a `.partial` folder, which the next run removes, whatever its recipe.
 """
 
 from __future__ import annotations
@@ -140,14 +140,21 @@ class Runner:
         """Folder of a stage's artifact, whether it exists or not."""
         return self.folder / "artifacts" / f"{name}-{self._digests[name][:DIGITS]}"
 
-    def run(self) -> list[str]:
-        """Run what is missing, in order; the names of the stages that ran.
+    def run(self, first: Callable[[], None] = lambda: None) -> list[str]:
+        """Run what is missing, in order; the names of the stages that ran. What a killed run left half is removed.
+
+        Parameters
+        ----------
+        first : called once this process has the folder for itself.
 
         Raises
         ------
         TrainingError : another process runs stages in this folder.
         """
         with locked(self.folder):
+            first()
+            for unfinished in (self.folder / "artifacts").glob("*.partial"):
+                shutil.rmtree(unfinished)
             missing = [stage for stage in self.stages if not self.artifact(stage.name).is_dir()]
             for stage in missing:
                 self._run(stage)
@@ -219,6 +226,18 @@ def _raise_if_full(name: str, unfinished: Path, fault: Exception) -> None:
             f"stage {name}: the disk of {unfinished.parent} is full ({free_mb:.1f} MB free): make room and run the "
             "same command again; the stages before it are kept"
         ) from fault
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process runs stages in the folder."""
+    try:
+        with (folder / ".lock").open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _sync(folder: Path) -> None:

@@ -45,6 +45,8 @@ def test_waveforms_are_as_long_as_the_file_and_resampled_as_asked(tiny_data: Pat
     assert len(dataset.resample(waveform, rate_hz, 16000)) == pytest.approx(clip.seconds * 16000, abs=2)
     with pytest.raises(AudioError, match="at least 9 s are needed"):
         dataset.load_waveform(clip, 9.0)
+    with pytest.raises(AudioError, match=r"has 22050 samples a second; the front ends need at least 24000"):
+        dataset.load_waveform(clip, 0.025, 24000)
 
 
 def test_a_recording_on_both_sides_is_refused_by_name(tiny_data: Path, tables: SimpleNamespace) -> None:
@@ -117,7 +119,7 @@ def test_loading_refuses_or_sets_aside_what_cannot_be_decoded(tiny_data: Path) -
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     clips = dataset.read_labels(tiny_data).clips
     faults: list[dataset.Fault] = []
-    usable = [clip for clip, _, _ in dataset.load_each(clips, 0.025, faults, iter)]
+    usable = [clip for clip, _, _ in dataset.load_each(clips, 0.025, 8000, faults, iter)]
     assert (len(usable), [fault.file_name for fault in faults]) == (23, ["train_orca_0.flac"])
     with pytest.raises(TrainingError, match=r"train_orca_0\.flac"):
         dataset.check_usable(usable, faults, "refuse")

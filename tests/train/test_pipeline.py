@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,8 @@ from orcawatch.metrics import roc_auc
 from orcawatch.relevance import head_relevance
 from orcawatch.training import backbones, heads, members, pipeline, preparation
 from orcawatch.training.cli import train
-from orcawatch.training.recipe import backbone_of, read_recipe
+from orcawatch.training.finetune import FineTuneSettings
+from orcawatch.training.recipe import BackboneSettings, backbone_of, read_recipe
 
 RECIPE = {
     "name": "tiny",
@@ -294,7 +296,7 @@ def test_a_minimal_mask_that_keeps_all_makes_no_member(recipe_file: Path, tiny_d
     assert [m["name"] for m in selection["members"]] == ["tiny", "tiny_neg"]
     assert len((tmp_path / "run" / "result" / "ranking.csv").read_text().splitlines()) == 1 + 3
     status = CliRunner().invoke(train, ["status", str(tmp_path / "run")], catch_exceptions=False).stdout
-    assert len([line for line in status.splitlines() if " done " in line]) == 11
+    assert len([line for line in status.splitlines() if " done " in line]) == 10
 
 
 def test_augmented_passes_add_training_rows_and_the_teacher_answers_all(
@@ -365,6 +367,31 @@ def test_no_teacher_is_fitted_where_nothing_learns_from_it(recipe_file: Path, ti
     recipe_file.write_text(yaml.safe_dump({**RECIPE, **alone}))
     runner = pipeline.prepare(recipe_file, tiny_data, tmp_path / "run")[1]
     assert "teacher-tiny" not in [stage.name for stage in runner.stages]
+
+
+def test_a_worker_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(pipeline, "POLL_S", 0.05)
+    with pytest.raises(TrainingError, match=r"waited 0.2 s for \['data'\] .* where no process works"):
+        pipeline._wait_for({"data": tmp_path / "data"}, tmp_path)
+    (tmp_path / "data").mkdir()
+    pipeline._wait_for({"data": tmp_path / "data"}, tmp_path)
+
+
+def test_the_modules_beside_a_plugin_count() -> None:
+    modules = pipeline.plugin_code(backbone_of("inception_v3", BackboneSettings(weights="imagenet")))
+    assert modules == ("orcawatch.plugins.inception", "orcawatch.plugins.weights")
+
+
+def test_from_scratch_with_frozen_batch_norm_is_refused() -> None:
+    from tensorflow.keras import Model, layers
+
+    first = layers.Input((8, 8, 1))
+    model = Model(first, layers.GlobalAveragePooling2D()(layers.BatchNormalization()(first)), name="net")
+    choice = BackboneSettings(from_scratch=True, fine_tune=FineTuneSettings(batch_norm="frozen"))
+    with pytest.raises(TrainingError, match=r"net from scratch needs fine_tune\.batch_norm: trained"):
+        backbones._require_normalisation(model, choice)
+    backbones._require_normalisation(model, replace(choice, fine_tune=FineTuneSettings(batch_norm="trained")))
 
 
 def test_no_data_folder_is_a_clear_error(recipe_file: Path) -> None:

@@ -86,6 +86,7 @@ def test_weights_are_replaced_and_left_out_on_purpose() -> None:
         "mine.npz",
         False,
     )
+    assert changed.backbones["vggish"].fine_tune.batch_norm == "trained"
     with pytest.raises(TrainingError, match="not 'resnet'"):
         recipe.with_weights(found, {"resnet": "x"}, [])
     with pytest.raises(TrainingError, match="not both"):

@@ -62,12 +62,14 @@ def test_the_record_tells_cause_and_cost(tmp_path: Path) -> None:
 
 
 def test_a_failed_stage_leaves_no_artifact_and_is_run_again(tmp_path: Path) -> None:
+    (tmp_path / "artifacts" / "two-of-another-recipe.partial").mkdir(parents=True)
     broken = [chain()[0], Stage("two", fail, {}, ("one",))]
     with pytest.raises(TrainingError, match="the disk is full"):
         Runner(tmp_path, broken).run()
     assert [state.done for state in Runner(tmp_path, broken).status()] == [True, False]
     mended = Runner(tmp_path, chain())
     assert mended.run() == ["two"]
+    assert not list((tmp_path / "artifacts").glob("*.partial"))
 
 
 def fill_disk(settings: Any, inputs: stages.Inputs, folder: Path) -> None:
@@ -139,8 +141,12 @@ def test_a_run_killed_inside_a_stage_resumes_at_that_stage(tmp_path: Path) -> No
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    done: list[str] = []
+    assert not stages.is_locked(tmp_path)
     with stages.locked(tmp_path), pytest.raises(TrainingError, match="another process trains in"):
-        Runner(tmp_path, chain()).run()
+        assert stages.is_locked(tmp_path)
+        Runner(tmp_path, chain()).run(lambda: done.append("first"))
+    assert not stages.is_locked(tmp_path) and not done
 
 
 def test_a_stage_must_come_after_its_inputs(tmp_path: Path) -> None:

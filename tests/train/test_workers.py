@@ -35,7 +35,18 @@ def start(recipe: Path, data: Path, run: Path, plugins: Path, config: dict[str, 
     environment = {**os.environ, "PYTHONPATH": str(plugins), "TF_CPP_MIN_LOG_LEVEL": "3"}
     if config is not None:
         environment["TF_CONFIG"] = json.dumps(config)
-    command = [sys.executable, "-m", "orcawatch.cli", "train", "run", str(recipe), "--data", str(data), "--run", str(run)]
+    command = [
+        sys.executable,
+        "-m",
+        "orcawatch.cli",
+        "train",
+        "run",
+        str(recipe),
+        "--data",
+        str(data),
+        "--run",
+        str(run),
+    ]
     return subprocess.Popen(
         command, cwd=run.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
