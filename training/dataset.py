@@ -307,8 +307,8 @@ def load_waveform(clip: Clip, shortest_s: float, lowest_rate_hz: int = 1) -> tup
         raise AudioError(f"{clip.path} holds samples that are not finite: decode it again or leave it out")
     if rate_hz < lowest_rate_hz:
         raise AudioError(
-            f"{clip.path} has {rate_hz} samples a second; the front ends need at least {lowest_rate_hz}: the band of the "
-            "calls is missing from slower audio"
+            f"{clip.path} has {rate_hz} samples a second; at least {lowest_rate_hz} are needed: the band of the calls is "
+            "missing from slower audio"
         )
     if len(samples) < shortest_s * rate_hz:
         raise AudioError(f"{clip.path} lasts {len(samples) / rate_hz:.3f} s; at least {shortest_s:g} s are needed")

@@ -298,9 +298,9 @@ def calibrated(head: Head, slope: float, shift: float) -> dict[str, Array]:
     """The head whose confidence is sigmoid(slope (orca logit - noise logit) - shift), by scaling its last layer.
 
     A monotone change of the confidence: windows keep their order, but the mean over a clip's windows leans to the
-    highest (slope above 1) or counts only confident windows (shift above 0). The shift is all on the noise logit, so that
-    it takes no relevance from the orca logit, which snapshots explain; but it changes which logit is the higher one, and
-    so which neuron the masks come from (`docs/training.md`).
+    highest (slope above 1) or counts only confident windows (shift above 0). The shift is all on the noise logit, so
+    that it takes no relevance from the orca logit, which snapshots explain; but it changes which logit is the higher
+    one, and so which neuron the masks come from (`docs/training.md`).
     """
     kernel, bias = head["kernel"] * np.float32(slope), head["bias"] * np.float32(slope)
     moved = bias + np.array([shift, 0], np.float32)

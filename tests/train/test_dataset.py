@@ -45,7 +45,7 @@ def test_waveforms_are_as_long_as_the_file_and_resampled_as_asked(tiny_data: Pat
     assert len(dataset.resample(waveform, rate_hz, 16000)) == pytest.approx(clip.seconds * 16000, abs=2)
     with pytest.raises(AudioError, match="at least 9 s are needed"):
         dataset.load_waveform(clip, 9.0)
-    with pytest.raises(AudioError, match=r"has 22050 samples a second; the front ends need at least 24000"):
+    with pytest.raises(AudioError, match=r"has 22050 samples a second; at least 24000 are needed"):
         dataset.load_waveform(clip, 0.025, 24000)
 
 
