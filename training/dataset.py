@@ -307,7 +307,7 @@ def load_waveform(clip: Clip, shortest_s: float, lowest_rate_hz: int = 1) -> tup
         raise AudioError(f"{clip.path} holds samples that are not finite: decode it again or leave it out")
     if rate_hz < lowest_rate_hz:
         raise AudioError(
-            f"{clip.path} has {rate_hz} samples a second; at least {lowest_rate_hz} are needed: the band of the calls is "
+            f"{clip.path} has {rate_hz} samples a second; at least {lowest_rate_hz} are needed: the calls' band is "
             "missing from slower audio"
         )
     if len(samples) < shortest_s * rate_hz:
