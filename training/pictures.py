@@ -249,7 +249,7 @@ def explanation(panels: Sequence[Panel], name: str) -> str:
         for (left, right), panel in zip(grid, panels):
             _image(left, grey(panel.spectrogram), panel)
             _image(right, overlay(panel.spectrogram, panel.relevance), panel)
-            left.set_title(f"{panel.name}: spectrogram", loc="left", fontsize=8)
+            left.set_title(panel.name, loc="left", fontsize=8)
             right.set_title(f"relevance, {100 * panel.share:.0f} % of the score", loc="left", fontsize=8)
             left.set_ylabel("frequency (kHz)", fontsize=8)
             right.tick_params(labelleft=False)
