@@ -22,6 +22,7 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 CARD = "model-card.md"
 SHIPPED = Path(__file__).parent / "first_light"
+BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,12 @@ class Bundle:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """SHA-256 of a file, hexadecimal; the file is read in blocks, so it may be larger than the memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:
