@@ -2,6 +2,7 @@
 
 `budget.json`:
 
+- `selection`: SHA-256 of the `result/selection.json` that it was made for.
 - `quantization`: by backbone; `runtime`; `most_ms`, `most_mb`: the budget, null where there is no limit;
   `must_contain`: members of which the vote holds one by the recipe, or null.
 - `costs`: by backbone `ms` (features of a window, median processor time, one thread) and `mb` (all its files).
@@ -50,6 +51,7 @@ def budget(
     costs = {name: (one.features_ms, one.exported.bytes / 1e6) for name, one in measured.items()}
     priced, must = _priced(run, measured, costs), run.must_contain()
     return {
+        "selection": run.selection_digest,
         "quantization": {name: quantization[name] for name in run.backbones},
         "runtime": runtime_name(),
         "most_ms": most_ms,

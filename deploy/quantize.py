@@ -2,6 +2,7 @@
 
 `RUN/deploy/quantization.json` (and `quantization.md`, the same as tables):
 
+- `selection`: SHA-256 of the `result/selection.json` that it was made for.
 - `runtime`, `machine`, `threads` (1), `windows` and `clips` (of the devel split), `timed_windows`.
 - `backbones`: by name `feature_size`, `input_shape`, `variants`: by variant `files` (bytes by kind: `features`, and
   `explain` where that is a file of its own), `bytes` (all files), `explained_by` (variant of the relevance pass),
@@ -23,12 +24,14 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bundle import sha256
 from ..interpreter import runtime_name
 from ..metrics import auc_interval, clip_means, paired_differences
 from .models import Exported, export_digest, exported, store
@@ -64,6 +67,9 @@ def measure(
 ) -> Measured:
     """Convert a backbone, pass every devel window through it, and take the time; what was measured before is read.
 
+    A measurement is stored under all that decides it: the export, the devel spectrograms, the interpreter, the number
+    of timed windows.
+
     Parameters
     ----------
     run : from `read_run`.
@@ -72,14 +78,26 @@ def measure(
     progress : wraps the iteration over the windows, for a progress bar.
     """
     files = exported(run, backbone, quantization)
-    name = (
-        f"{backbone}-{quantization}-{export_digest(run, backbone, quantization)}-{runtime_name()}-{timed_windows}.npz"
-    )
+    digests = f"{export_digest(run, backbone, quantization)}-{_spectrograms_digest(run, backbone)}"
+    name = f"{backbone}-{quantization}-{digests}-{runtime_name()}-{timed_windows}.npz"
     path = files.features.parent.parent / "measured" / name
     if not path.is_file():
         store(path, _packed(_measure(run, backbone, files, timed_windows, progress)))
     with np.load(path) as stored:
         return Measured(exported=files, **{key: _plain(stored[key]) for key in stored.files})
+
+
+def _spectrograms_digest(run: Run, backbone: str) -> str:
+    """Twelve hexadecimal digits that name the devel spectrograms' content."""
+    path = run.spectrograms_path(backbone).resolve()
+    state = path.stat()
+    return _digest_of(path, state.st_ino, state.st_size, state.st_mtime_ns)[:12]
+
+
+@cache
+def _digest_of(path: Path, *state: int) -> str:
+    """SHA-256 of a file, taken once as long as its state (inode, size, time of change) stays: they hold gigabytes."""
+    return sha256(path)
 
 
 def _plain(array: NDArray[Any]) -> Any:
@@ -171,6 +189,7 @@ def quantize(
     devel, names = run.arrays("devel_scores.npz"), [entry["name"] for entry in run.members]
     scores = {v: window_scores(run, {b: found[b, v].features for b in run.backbones}, names) for v in variants}
     return {
+        "selection": run.selection_digest,
         "runtime": runtime_name(),
         "machine": f"{platform.machine()}, {os.cpu_count()} processors",
         "threads": 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,10 +29,12 @@ class Run:
     ----------
     root : the run's folder.
     selection : `result/selection.json`.
+    selection_digest : SHA-256 of that file, which says of which result a measurement is.
     """
 
     root: Path
     selection: Mapping[str, Any]
+    selection_digest: str
 
     @property
     def folder(self) -> Path:
@@ -62,9 +65,13 @@ class Run:
         """What makes a backbone's spectrograms."""
         return front_end_from_dict(self.backbones[backbone]["front_end"])
 
+    def spectrograms_path(self, backbone: str) -> Path:
+        """Where the devel spectrograms are."""
+        return self.folder / f"devel_spectrograms-{backbone}.npy"
+
     def spectrograms(self, backbone: str) -> Array:
         """Finished devel spectrograms, (windows, height, width), in a memory-mapped file."""
-        return np.asarray(np.load(self.folder / f"devel_spectrograms-{backbone}.npy", mmap_mode="r"))
+        return np.asarray(np.load(self.spectrograms_path(backbone), mmap_mode="r"))
 
     def must_contain(self) -> list[str] | None:
         """Members of which the vote must hold one by the recipe; None where any will do."""
@@ -77,7 +84,8 @@ def read_run(folder: Path) -> Run:
     path = folder / "result" / "selection.json"
     if not path.is_file():
         raise InputError(f"{folder} holds no finished run: {path} is missing; `orcawatch train run` makes it")
-    run = Run(folder, json.loads(path.read_text(encoding="utf-8")))
+    content = path.read_bytes()
+    run = Run(folder, json.loads(content), hashlib.sha256(content).hexdigest())
     if any("backbones" not in entry for entry in run.members):
         raise InputError(f"{path} was written by an older version: `orcawatch train run` brings the run up to date")
     return run

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -123,6 +124,22 @@ def test_nothing_is_converted_or_measured_twice(run: Run, monkeypatch: pytest.Mo
     assert {path: path.stat().st_mtime_ns for path in (run.root / "deploy").rglob("*.*")} == before
 
 
+def test_other_devel_spectrograms_are_measured_anew(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.folder, tmp_path / "result")
+    other = read_run(tmp_path)
+    first = measure(other, "small_mel", "float32", 3)
+    path = tmp_path / "result" / "devel_spectrograms-small_mel.npy"
+    swapped = np.load(path)[::-1]
+    np.save(path, swapped)
+    second = measure(other, "small_mel", "float32", 3)
+    assert second.exported == first.exported
+    np.testing.assert_array_equal(second.features, first.features[::-1])
+    assert not np.array_equal(second.features, first.features)
+    np.save(path, swapped[::-1])
+    np.testing.assert_array_equal(measure(other, "small_mel", "float32", 3).features, first.features)
+    assert len(list((tmp_path / "deploy" / "measured").iterdir())) == 2
+
+
 def test_other_weights_or_examples_are_other_files(run: Run, tmp_path: Path) -> None:
     shutil.copytree(run.folder, tmp_path / "result")
     other = read_run(tmp_path)
@@ -144,6 +161,7 @@ def test_command_writes_what_it_prints(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "quantization.md").read_text() in done.output
     written = json.loads((tmp_path / "quantization.json").read_text())
     assert list(written["vote"]["variants"]) == ["float32", "dynamic", "int8"]
+    assert written["selection"] == hashlib.sha256((run.folder / "selection.json").read_bytes()).hexdigest()
     size = written["backbones"]["small_power"]["variants"]["int8"]["bytes"] / 1e6
     assert f"\n| small_power | int8 | {size:.1f} | " in done.output
     assert f"\n| fusion_neg | {written['members']['fusion_neg']['trained']['value']:.4f} | " in done.output
@@ -158,6 +176,7 @@ def test_budget_chooses_the_best_vote_that_fits(run: Run, tmp_path: Path) -> Non
     done = CliRunner().invoke(deploy, arguments, catch_exceptions=False)
     written = json.loads((tmp_path / "budget.json").read_text())
     assert (tmp_path / "budget.md").read_text() in done.output
+    assert written["selection"] == hashlib.sha256((run.folder / "selection.json").read_bytes()).hexdigest()
     assert written["costs"]["small_mel"]["mb"] == pytest.approx(mb["small_mel"])
     assert written["must_contain"] == ["small_mel_neg", "small_power_neg", "fusion_neg"]
     features = {name: measure(run, name, "dynamic", 3).features for name in run.backbones}
