@@ -95,7 +95,7 @@ def stages(settings: BaselineSettings, rate_hz: int, seed: int, draws: int) -> l
     ----------
     settings : the recipe's section.
     rate_hz : one of the data stage's rates; the highest tells most.
-    seed : of folds, solvers, codebooks and networks.
+    seed : of folds, solvers, codebooks, networks and the bootstrap.
     draws : bootstrap resamples by recording.
 
     Raises
@@ -111,9 +111,8 @@ def stages(settings: BaselineSettings, rate_hz: int, seed: int, draws: int) -> l
         made += _autoencoder_stages(settings.autoencoder, rate_hz, seed, draws)
     members = [stage.name for stage in made if stage.name.startswith("baseline-")]
     if len(members) > 1:
-        made.append(
-            Stage(f"baseline-{FUSION}", fuse, {"members": members, "draws": draws}, tuple(members), MACHINE_CODE)
-        )
+        fusion = {"members": members, "seed": seed, "draws": draws}
+        made.append(Stage(f"baseline-{FUSION}", fuse, fusion, tuple(members), MACHINE_CODE))
     return made
 
 
@@ -308,7 +307,7 @@ def score_audio_words(settings: Any, inputs: Inputs, folder: Path) -> None:
         "features": load_json(inputs["bags"] / "report.json"),
         "versions": settings["versions"],
     }
-    _save(settings["name"], clips, trained[size].scores, described, settings["draws"], folder)
+    _save(settings["name"], clips, trained[size].scores, described, _resampling(settings), folder)
 
 
 def _score_one(features: Array, settings: Any, inputs: Inputs, stage: str, folder: Path) -> None:
@@ -320,7 +319,7 @@ def _score_one(features: Array, settings: Any, inputs: Inputs, stage: str, folde
         "features": load_json(inputs[stage] / "report.json"),
         "versions": settings["versions"],
     }
-    _save(settings["name"], clips, trained.scores, described, settings["draws"], folder)
+    _save(settings["name"], clips, trained.scores, described, _resampling(settings), folder)
 
 
 def _train(features: Array, clips: Sequence[Clip], settings: Any) -> Trained:
@@ -356,7 +355,11 @@ def fuse(settings: Any, inputs: Inputs, folder: Path) -> None:
         "versions": {name: number for report in reports for name, number in report["versions"].items()},
     }
     table = {**stored[0], "score": linear.fuse(np.stack([each["score"] for each in stored]))}
-    _save_table(FUSION, table, described, settings["draws"], folder)
+    _save_table(FUSION, table, described, _resampling(settings), folder)
+
+
+def _resampling(settings: Any) -> dict[str, int]:
+    return {"draws": settings["draws"], "seed": settings["seed"]}
 
 
 def _optimistic(reports: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -367,19 +370,29 @@ def _optimistic(reports: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def _save(
-    name: str, clips: Sequence[Clip], scores: Any, described: Mapping[str, Any], draws: int, folder: Path
+    name: str,
+    clips: Sequence[Clip],
+    scores: Any,
+    described: Mapping[str, Any],
+    resampling: Mapping[str, int],
+    folder: Path,
 ) -> None:
     asked = [k for k, clip in enumerate(clips) if clip.split != "train"]
     columns = ("file_name", "channel", "label", "split", "group")
     table = {column: np.array([getattr(clips[k], column) for k in asked]) for column in columns}
-    _save_table(name, {**table, "score": scores[asked]}, described, draws, folder)
+    _save_table(name, {**table, "score": scores[asked]}, described, resampling, folder)
 
 
 def _save_table(
-    name: str, table: Mapping[str, NDArray[Any]], described: Mapping[str, Any], draws: int, folder: Path
+    name: str,
+    table: Mapping[str, NDArray[Any]],
+    described: Mapping[str, Any],
+    resampling: Mapping[str, int],
+    folder: Path,
 ) -> None:
     devel = table["split"] == "devel"
-    auc = auc_interval(table["score"][devel], table["label"][devel] == "orca", list(table["group"][devel]), draws)
+    orca, groups = table["label"][devel] == "orca", list(table["group"][devel])
+    auc = auc_interval(table["score"][devel], orca, groups, **resampling)
     arrays: dict[str, Any] = dict(table)
     np.savez(folder / "scores.npz", **arrays)
     report = {"name": name, "auc": asdict(auc), **described, "note": note(name, described["chosen"])}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from orcawatch.errors import TrainingError
-from orcawatch.metrics import roc_auc
+from orcawatch.metrics import auc_interval, roc_auc
 from orcawatch.training import baselines, functionals, linear, preparation
 from orcawatch.training.audio_words import AudioWordsSettings
 from orcawatch.training.autoencoder import AutoencoderSettings
@@ -266,6 +267,8 @@ def test_all_baselines_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         devel = table["split"] == "devel"
         assert report["auc"]["value"] == roc_auc(table["score"][devel], table["label"][devel] == "orca")
         assert ((table["score"] >= 0) & (table["score"] <= 1)).all()
+        orca, groups = table["label"][devel] == "orca", list(table["group"][devel])
+        assert report["auc"] == asdict(auc_interval(table["score"][devel], orca, groups, 200, 1))
         assert report["name"] == name and report["versions"]["scikit-learn"]
         scores[name] = table["score"]
     assert scores["fusion"] == pytest.approx(np.mean([scores[name] for name in members], axis=0))
@@ -307,6 +310,22 @@ def rows_of(first: Runner, known: Any) -> Any:
     ends = [np.load(first.artifact("descriptors") / f"ends-{part}.npy")[:-1] for part in baselines.PARTS]
     described = list(zip(*(np.split(rows, end) for rows, end in zip(parts, ends))))
     return lambda levels, *_: iter(described if len(levels) == 2 else [[row[None]] for row in known])
+
+
+def test_intervals_are_of_the_recipes_seed(tmp_path: Path) -> None:
+    generator, labels = np.random.default_rng(0), np.array(["orca", "noise"] * 12)
+    columns = {"split": np.full(24, "devel"), "label": labels, "group": np.array([f"{k // 3}" for k in range(24)])}
+    np.savez(tmp_path / "scores.npz", score=generator.random(24), **columns)
+    (tmp_path / "report.json").write_text(json.dumps({"name": "one", "chosen": {}, "versions": {}}))
+    settings = BaselineSettings(OpensmileSettings(SVM), AudioWordsSettings(sizes=(4,), svm=SVM))
+    stage = baselines.stages(settings, RATE_HZ, seed=5, draws=50)[-1]
+    (tmp_path / "fused").mkdir()
+    stage.work(stage.settings, dict.fromkeys(stage.inputs, tmp_path), tmp_path / "fused")
+    with np.load(tmp_path / "fused" / "scores.npz") as stored:
+        expected = [auc_interval(stored["score"], labels == "orca", list(stored["group"]), 50, seed) for seed in (5, 0)]
+    found = json.loads((tmp_path / "fused" / "report.json").read_text())["auc"]
+    assert found == asdict(expected[0])
+    assert found["low"] != expected[1].low
 
 
 def test_training_data_of_one_class(tmp_path: Path) -> None:
