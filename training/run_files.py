@@ -11,6 +11,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from .. import metrics
+from ..bundle import sha256
 from ..errors import TrainingError
 from ..ranking import Row
 from . import predictions, tables
@@ -19,7 +21,7 @@ from .storage import load_json, load_npz
 
 Arrays = Mapping[str, NDArray[Any]]
 
-BASELINE = "baseline-"
+BASELINE, SELECTION = "baseline-", "selection.json"
 QUANTIZATION, BUDGET = "quantization.json", "budget.json"
 
 
@@ -39,6 +41,8 @@ class Run:
     test : its `test_scores.npz`, empty where the test split was not predicted.
     test_files : the files of the test split in the order of the labels.
     quantization, budget : what the export measured (`RUN/deploy/*.json`); empty where nothing was exported.
+    outdated : names of those files that were made for another result, and are left out.
+    baseline_scores : `scores.npz` of every baseline, by its name.
     """
 
     result: Path
@@ -53,11 +57,31 @@ class Run:
     test_files: tuple[str, ...] = ()
     quantization: Mapping[str, Any] = field(default_factory=dict)
     budget: Mapping[str, Any] = field(default_factory=dict)
+    outdated: tuple[str, ...] = ()
+    baseline_scores: Mapping[str, Arrays] = field(default_factory=dict)
 
     @cached_property
     def tables(self) -> dict[str, tables.Table]:
         """The tables of the paper, see `tables`."""
-        return tables.tables(self.selection, self.ranking, self.baselines)
+        return tables.tables(self.selection, self.ranking, self.baselines, self.test_aucs)
+
+    @cached_property
+    def test_auc(self) -> Mapping[str, Any]:
+        """AUC of the vote on the test split with its interval; empty where that has no labels, or one class only."""
+        return self._test_auc(self.test, "vote_clip_scores")
+
+    @cached_property
+    def test_aucs(self) -> dict[str, Mapping[str, Any]]:
+        """The same of `vote` and of every baseline by its name, without those that have none."""
+        baselines = {name: self._test_auc(_of_test(one), "score") for name, one in self.baseline_scores.items()}
+        return {name: found for name, found in {"vote": self.test_auc, **baselines}.items() if found}
+
+    def _test_auc(self, table: Arrays, scores: str) -> Mapping[str, Any]:
+        if not table or set(table["label"].tolist()) != {"orca", "noise"}:
+            return {}
+        orca, draws = table["label"] == "orca", self.selection["recipe"]["vote"]["draws"]
+        found = metrics.auc_interval(table[scores], orca, table["group"].tolist(), draws, self.selection["seed"])
+        return vars(found)
 
     @property
     def backbones(self) -> list[str]:
@@ -91,9 +115,10 @@ def _baselines(artifacts: Path, data_digest: str) -> dict[str, Path]:
 def read_run(inputs: Inputs, deploy: Path | None = None) -> Run:
     """Read what a report is made from; `inputs` as for `make_report`."""
     result = inputs["result"]
-    selection = load_json(result / "selection.json")
+    selection = load_json(result / SELECTION)
+    exports, outdated = _exports(deploy, sha256(result / SELECTION)) if deploy else ({}, ())
     names = sorted(name for name in inputs if name.startswith(BASELINE))
-    test = result / predictions.SCORES
+    test, baselines = result / predictions.SCORES, [load_json(inputs[name] / "report.json") for name in names]
     return Run(
         result=result,
         selection=selection,
@@ -101,17 +126,28 @@ def read_run(inputs: Inputs, deploy: Path | None = None) -> Run:
         curves=load_npz(result / "curves.npz"),
         ranking=tuple(_read_ranking(result / "ranking.csv")),
         analysis=load_json(result / "analysis.json"),
-        baselines=tuple(load_json(inputs[name] / "report.json") for name in names),
+        baselines=tuple(baselines),
         costs={**selection["costs"], **_costs(inputs)},
         test=load_npz(test) if test.is_file() else {},
         test_files=tuple(_test_files(inputs["data"])),
-        quantization=_read_if_there(deploy / QUANTIZATION) if deploy else {},
-        budget=_read_if_there(deploy / BUDGET) if deploy else {},
+        quantization=exports.get(QUANTIZATION, {}),
+        budget=exports.get(BUDGET, {}),
+        outdated=outdated,
+        baseline_scores={one["name"]: load_npz(inputs[name] / "scores.npz") for one, name in zip(baselines, names)},
     )
 
 
-def _read_if_there(path: Path) -> Any:
-    return load_json(path) if path.is_file() else {}
+def _exports(deploy: Path, selection_digest: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What was measured for this selection, by file name, and the names of the files that were made for another."""
+    there = {name: load_json(deploy / name) for name in (QUANTIZATION, BUDGET) if (deploy / name).is_file()}
+    fitting = {name: found for name, found in there.items() if found.get("selection") == selection_digest}
+    return fitting, tuple(name for name in there if name not in fitting)
+
+
+def _of_test(table: Arrays) -> Arrays:
+    """A baseline's rows of the test split; empty where it has none."""
+    rows = table["split"] == "test"
+    return {name: column[rows] for name, column in table.items()} if rows.any() else {}
 
 
 def _read_ranking(path: Path) -> Iterator[Row]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 
-from .. import metrics
 from . import pictures, tables
 from .dataset import SPLITS
 from .document import (
@@ -26,7 +25,7 @@ from .document import (
     cells,
 )
 from .predictions import ARFF, CSV, Written
-from .run_files import Run
+from .run_files import BUDGET, QUANTIZATION, Run
 from .words import counted, duration, figure, interval, listed, number, signed, slug
 
 
@@ -76,7 +75,9 @@ def _compared(metric: Mapping[str, Any]) -> tuple[str, ...]:
     """Figures beside which the vote's are to be seen, where the run has them."""
     told = {
         "teacher": "The teacher alone, the linear classifier whose answers the networks learned from, reaches {}.",
-        "uncalibrated_vote": "Without slope and shift of the confidence, set by the recipe, the same vote reaches {}.",
+        "uncalibrated_vote": "With the recipe's slope and shift taken out of the same heads' confidences again, the "
+        "same vote reaches {}. That is no training without them: masks and the choice of the vote are those made with "
+        "them.",
     }
     return tuple(text.format(interval(metric[name])) for name, text in told.items() if name in metric)
 
@@ -90,23 +91,12 @@ def _headline(run: Run) -> Iterable[tuple[str, str, str]]:
     if run.baselines:
         leading = max(run.baselines, key=lambda one: float(one["auc"]["value"]))
         yield _tile("Best baseline", leading["auc"], f"{leading['name']}, the best of {len(run.baselines)} on devel")
-    tested = test_auc(run)
-    if tested:
-        yield _tile("Vote, test split", tested, "recordings on which nothing was chosen")
+    if run.test_auc:
+        yield _tile("Vote, test split", run.test_auc, "recordings on which nothing was chosen")
 
 
 def _tile(name: str, found: Mapping[str, Any], about: str) -> tuple[str, str, str]:
     return name, figure(found["value"]), f"95 % interval {figure(found['low'])} to {figure(found['high'])}; {about}"
-
-
-def test_auc(run: Run) -> Mapping[str, Any]:
-    """AUC of the vote on the test split with its interval; empty where that has no labels, or one class only."""
-    labels = set(run.test["label"].tolist()) if run.test else set()
-    if labels != {"orca", "noise"}:
-        return {}
-    orca, groups = run.test["label"] == "orca", run.test["group"].tolist()
-    draws = run.selection["metrics"]["vote"]["draws"]
-    return vars(metrics.auc_interval(run.test["vote_clip_scores"], orca, groups, draws, run.selection["seed"]))
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -267,8 +257,17 @@ def edge(run: Run) -> Iterable[Block]:
     """What quantization costs and saves, and the vote chosen for a budget; empty where nothing was exported."""
     if run.quantization:
         yield from _quantization(run.quantization)
+    elif QUANTIZATION in run.outdated:
+        yield _outdated(QUANTIZATION, "orcawatch deploy quantize")
     if run.budget:
         yield from _budget(run.budget)
+    elif BUDGET in run.outdated:
+        yield _outdated(BUDGET, "orcawatch deploy budget")
+
+
+def _outdated(name: str, command: str) -> Paragraph:
+    text = f"{name} is left out: it was made for another result than this one. {command} makes it anew."
+    return Paragraph(text, caution=True)
 
 
 def _quantization(found: Mapping[str, Any]) -> Iterable[Block]:
@@ -383,9 +382,8 @@ def test(run: Run, predicted: Written | None) -> Iterable[Block]:
     """What was predicted for the test split; empty where it was not."""
     if predicted is None:
         return
-    tested = test_auc(run)
-    if tested:
-        yield Paragraph(f"ROC AUC of the vote on the test split: {interval(tested)}. Nothing was chosen on it.")
+    if run.test_auc:
+        yield Paragraph(f"ROC AUC of the vote on the test split: {interval(run.test_auc)}. Nothing was chosen on it.")
     else:
         yield Paragraph("The test split has no labels here, so no figure can be given for it.")
     yield Paragraph(

@@ -24,6 +24,9 @@ BACKBONES = {"vggish": "Vgg", "inception_v3": "Inc", "inception_resnet_v2": "Res
 TITLES = {"Vgg": "VGGish", "Inc": "Inception V3", "Res": "Inception-ResNet V2", FUSION: "Feature fusion"}
 SUFFIXES = {"none": "", "negative": "_neg", "minimal": MINIMAL}  # in the order of the paper's Table 1
 MASKS = ("none", "minimal", "negative")  # in the order of the paper's Table 2
+ANY_MEMBER = "any"
+RULES = {"negative": "a negative member", "minimal": "a minimal member", "none": "a member without a mask"}
+BEST_VOTE, NESTED = "best vote", "a vote so chosen, on other recordings"
 TICK, NONE, UNKNOWN = "x", "", "\u2013"
 
 # Table 1: number, members, AUC. The paper prints these rows of 2047.
@@ -127,7 +130,10 @@ def _families(members: Members) -> list[str]:
 
 
 def tables(
-    selection: Mapping[str, Any], rows: Sequence[Row], baselines: Sequence[Mapping[str, Any]] = ()
+    selection: Mapping[str, Any],
+    rows: Sequence[Row],
+    baselines: Sequence[Mapping[str, Any]] = (),
+    tests: Intervals | None = None,
 ) -> dict[str, Table]:
     """All tables of a run.
 
@@ -136,6 +142,7 @@ def tables(
     selection : content of the result's `selection.json`.
     rows : the ranking, the highest AUC first.
     baselines : content of the baselines' `report.json`.
+    tests : as `baseline_table`.
 
     Returns
     -------
@@ -143,12 +150,12 @@ def tables(
     data is the paper's `paper_ranking` (the paper's rows with this run's figures).
     """
     members, dropped, measured = selection["members"], selection["dropped"], selection["metrics"]
-    layout = selection["data"]["layout"]
+    layout, rule = selection["data"]["layout"], selection["recipe"]["vote"]["must_contain"]
     found = {
         "ranking": ranking_table(rows, members, dropped, layout, selection["vote"]),
         "single": single_table(rows, members, layout),
         "masks": mask_table(members, measured["members"], dropped, layout),
-        "baselines": baseline_table(baselines, measured["vote"], measured["nested"], layout),
+        "baselines": baseline_table(baselines, measured["vote"], measured["nested"], layout, rule, tests),
     }
     return {**found, "paper_ranking": paper_table(rows, members)} if layout == PAPER_LAYOUT else found
 
@@ -289,32 +296,58 @@ def interval(found: Mapping[str, Any]) -> str:
 
 
 def baseline_table(
-    baselines: Sequence[Mapping[str, Any]], vote: Mapping[str, Any], nested: Mapping[str, Any], layout: str
+    baselines: Sequence[Mapping[str, Any]],
+    vote: Mapping[str, Any],
+    nested: Mapping[str, Any],
+    layout: str,
+    rule: str = ANY_MEMBER,
+    tests: Intervals | None = None,
 ) -> Table:
-    """Table 3: the vote against the baselines of ComParE 2019, ROC AUC on devel with intervals.
+    """Table 3: the vote against the baselines of ComParE 2019, ROC AUC with intervals on devel, and test where known.
 
     Parameters
     ----------
     baselines : `name` and `auc` (an interval) of each, in any order; those of other names come last.
     vote, nested : intervals of the vote chosen, and of the choice on recordings it was not made on.
     layout : as `ranking_table`.
+    rule : mask of which the vote must contain a member, or `any`.
+    tests : intervals on the test split, by name of the baseline and `vote`; without them there is no such column.
     """
-    found = {one["name"]: interval(one["auc"]) for one in baselines}
-    shown = [name for name in BASELINES if name in found or layout == PAPER_LAYOUT]
-    order = [*shown, *(name for name in found if name not in BASELINES)]
-    nothing = (UNKNOWN, UNKNOWN)
+    found, known = {one["name"]: interval(one["auc"]) for one in baselines}, tests or {}
     body = [
-        ("best vote", interval(vote), *_beside(layout, PAPER_VOTE)),
-        ("a vote so chosen, on other recordings", interval(nested), *_beside(layout, nothing)),
+        (vote_name(rule), interval(vote), *_tested(known, "vote"), *_beside(layout, PAPER_VOTE)),
+        (NESTED, interval(nested), *_tested(known, "nested"), *_beside(layout, (UNKNOWN, UNKNOWN))),
         *(
-            (BASELINES.get(name, name), found.get(name, UNKNOWN), *_beside(layout, PAPER_BASELINES.get(name, nothing)))
-            for name in order
+            (
+                BASELINES.get(name, name),
+                found.get(name, UNKNOWN),
+                *_tested(known, name),
+                *_beside(layout, PAPER_BASELINES.get(name, (UNKNOWN, UNKNOWN))),
+            )
+            for name in _baselines_shown(found, layout)
         ),
     ]
+    own, splits = (("AUC, devel", "AUC, test"), "devel and test") if known else (("AUC",), "devel")
     return Table(
-        "Table 3: the best vote and the baselines, ROC AUC on devel (95 % interval by recording)",
-        ("model", "AUC", *_beside(layout, ("paper, devel", "paper, test"))),
+        f"Table 3: the vote and the baselines, ROC AUC on {splits} (95 % interval by recording)",
+        ("model", *own, *_beside(layout, ("paper, devel", "paper, test"))),
         tuple(body),
         (_paper_note(layout, 3).replace("development set", "development and test set"),),
         (0,),
     )
+
+
+def vote_name(rule: str) -> str:
+    """What the vote is called that was chosen by a rule: a mask of which it must contain a member, or `any`."""
+    return BEST_VOTE if rule == ANY_MEMBER else f"chosen vote (must contain {RULES[rule]})"
+
+
+def _tested(tests: Intervals, name: str) -> tuple[str, ...]:
+    """The cell of the column of the test split, where there is one."""
+    return (interval(tests[name]) if name in tests else UNKNOWN,) if tests else ()
+
+
+def _baselines_shown(found: Mapping[str, str], layout: str) -> list[str]:
+    """Baselines in the paper's order; all of its own where the data is the paper's."""
+    shown = [name for name in BASELINES if name in found or layout == PAPER_LAYOUT]
+    return [*shown, *(name for name in found if name not in BASELINES)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib
 import json
 import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -20,7 +22,18 @@ import pytest
 from orcawatch import metrics, ranking
 from orcawatch.backbone import load_backbone
 from orcawatch.errors import TrainingError
-from orcawatch.training import document, examples, heads, pictures, report, run_files, sections, words
+from orcawatch.training import (
+    document,
+    examples,
+    findings,
+    heads,
+    pictures,
+    report,
+    run_files,
+    sections,
+    tables,
+    words,
+)
 from orcawatch.training.analysis import Scores, analyse
 
 EVIL = '<script>alert("1")</script> |*_a_*.flac'
@@ -236,7 +249,7 @@ def make_selection(names, members, vote, networks, found, scores, rows, costs) -
             "backbones": {name: {"weights": None, "fine_tune": fine_tune} for name in names},
             "data": {"simulated_clips": 3},
             "windows": {"hop_s": 0.48},
-            "vote": {"must_contain": "negative"},
+            "vote": {"must_contain": "negative", "draws": DRAWS},
         },
         "costs": {"data": {"wall_s": 3.2, "peak_mb": 300.4}, "features-tiny": {"wall_s": 4000.0, "peak_mb": 1200.0}}
         if costs
@@ -265,6 +278,14 @@ def write_baseline(folder: Path, value: float, data: str) -> None:
     auc = {"value": value, "low": value - 0.1, "high": value + 0.1, "draws": DRAWS}
     found = {"name": "opensmile", "auc": auc, "chosen": {"complexity": 0.01}, "note": "a <note>", "versions": {}}
     (folder / "report.json").write_text(json.dumps(found))
+    labels = np.array(["noise", "orca"] * 4)
+    np.savez(
+        folder / "scores.npz",
+        label=labels,
+        split=np.array(["devel", "devel"] + ["test"] * 6),
+        group=np.array([f"{k // 2}" for k in range(8)]),
+        score=np.array([0.9, 0.1, 0.2, 0.6, 0.5, 0.4, 0.3, 0.7]),
+    )
 
 
 QUANTIZED = {
@@ -276,15 +297,18 @@ QUANTIZED = {
 }
 
 
-def write_deploy(folder: Path, selection: dict[str, Any]) -> None:
+def write_deploy(folder: Path, result: Path) -> None:
     """What the export of a run measures."""
     folder.mkdir()
+    content = (result / "selection.json").read_bytes()
+    selection, digest = json.loads(content), hashlib.sha256(content).hexdigest()
     auc = selection["metrics"]["vote"]
     loss = {"value": 0.0011, "low": -0.002, "high": 0.004, "draws": DRAWS}
     variant = {"auc": auc, "loss": loss, "largest_difference": 0.01, "bytes": 2_500_000, "features_ms": 12.3}
     member = {"backbones": ["tiny"], "trained": auc, "variants": {"dynamic": variant}}
     found = {
         **{
+            "selection": digest,
             "runtime": "interpreter",
             "machine": "machine",
             "threads": 1,
@@ -300,7 +324,7 @@ def write_deploy(folder: Path, selection: dict[str, Any]) -> None:
     priced = {"members": ["tiny_neg"], "auc": 0.81, "backbones": ["tiny"], "ms": 12.3, "mb": 2.5}
     more = {**priced, "members": selection["vote"], "auc": 0.9, "ms": 40.0, "mb": 9.0}
     fronts = {"ms": [priced, more], "mb": [priced, more]}
-    budget = {"most_ms": 20.0, "most_mb": None, "front": fronts, "trained": more, "chosen": priced}
+    budget = {"selection": digest, "most_ms": 20.0, "most_mb": None, "front": fronts, "trained": more, "chosen": priced}
     (folder / "budget.json").write_text(json.dumps(budget))
 
 
@@ -323,12 +347,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with two backbones and everything that a report can speak of."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     result = folder / "artifacts" / "result-0123456789abcdef"
-    selection = make_result(result, ["tiny", "wide"], 12, 0.6, True, True)
+    make_result(result, ["tiny", "wide"], 12, 0.6, True, True)
     write_stage(result, "result", data="d" * 64)
     write_data(folder / "artifacts" / ("data-" + "d" * 16), write_test(result, ["?"] * 6))
     write_baseline(folder / "artifacts" / "baseline-opensmile-aaaaaaaaaaaaaaaa", 0.7123, "d" * 64)
     write_baseline(folder / "artifacts" / "baseline-opensmile-bbbbbbbbbbbbbbbb", 0.6456, "of other data")
-    write_deploy(folder / "deploy", selection)
+    write_deploy(folder / "deploy", result)
     (folder / "result").symlink_to(os.path.relpath(result, folder))
     return folder
 
@@ -473,7 +497,7 @@ def test_figures_are_those_of_the_files(run: Path, page: Page) -> None:
     assert (
         "The teacher alone, the linear classifier whose answers the networks learned from, reaches 0.432" in page.text
     )
-    assert "Without slope and shift" not in page.text
+    assert "slope and shift" not in page.text
 
 
 def test_baselines_of_other_data_do_not_count(page: Page) -> None:
@@ -552,8 +576,43 @@ def test_labelled_test_split_is_measured(bare: Path, tmp_path: Path) -> None:
     write_data(data, names)
     found = run_files.read_run({"result": result, "data": data})
     assert found.test_files == tuple(names)
-    assert sections.test_auc(found)["value"] == 0.75
+    assert found.test_auc["value"] == 0.75
+    assert found.test_aucs == {"vote": found.test_auc}
+    write_baseline(tmp_path / "baseline-opensmile-aaaaaaaaaaaaaaaa", 0.7, "of this data")
+    inputs = {"result": result, "data": data, "baseline-opensmile": tmp_path / "baseline-opensmile-aaaaaaaaaaaaaaaa"}
+    compared = run_files.read_run(inputs)
+    score, orca = np.array([0.2, 0.6, 0.5, 0.4, 0.3, 0.7]), np.array([False, True] * 3)
+    expected = metrics.auc_interval(score, orca, ["1", "1", "2", "2", "3", "3"], DRAWS, 1)
+    assert compared.test_aucs["opensmile"] == asdict(expected)
+    (table, *_) = [block for block in findings.baselines(compared) if isinstance(block, document.Table)]
+    assert table.header == ("model", "AUC, devel", "AUC, test")
+    assert [row[2] for row in table.rows] == [
+        tables.interval(found.test_auc),
+        tables.UNKNOWN,
+        tables.interval(asdict(expected)),
+    ]
     (result / "test_scores.npz").unlink()
+
+
+@pytest.mark.parametrize("stale", [None, "0" * 64])
+def test_exports_of_another_result_are_left_out(run: Path, tmp_path: Path, stale: str | None) -> None:
+    shutil.copytree(run / "deploy", tmp_path / "deploy")
+    path = tmp_path / "deploy" / "quantization.json"
+    written = {**json.loads(path.read_text()), "selection": stale}
+    path.write_text(json.dumps({key: value for key, value in written.items() if value is not None}))
+    found = run_files.read_run(run_files.inputs_of(run), tmp_path / "deploy")
+    assert found.quantization == {} and found.budget != {}
+    first, *rest = sections.edge(found)
+    assert isinstance(first, document.Paragraph) and first.caution
+    assert first.text == (
+        "quantization.json is left out: it was made for another result than this one. orcawatch deploy quantize makes it "
+        "anew."
+    )
+    captions = [block.caption for block in rest if isinstance(block, document.Table)]
+    assert captions == ["The Pareto front of AUC against time"]
+    (tmp_path / "deploy" / "budget.json").write_text("{}")
+    texts = [block.text for block in sections.edge(run_files.read_run(run_files.inputs_of(run), tmp_path / "deploy"))]
+    assert len(texts) == 2 and texts[1].startswith("budget.json is left out")
 
 
 def test_run_without_result_is_told(tmp_path: Path) -> None:

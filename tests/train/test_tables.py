@@ -39,8 +39,9 @@ DROPPED = [{"name": "vggish_min", "reason": "the minimal mask keeps all 512 feat
 AUCS = {one["name"]: {"value": 0.9 + k / 1000, "low": 0.8, "high": 0.99} for k, one in enumerate(MEMBERS)}
 
 
-def selection(layout: str) -> dict[str, Any]:
+def selection(layout: str, rule: str = "any") -> dict[str, Any]:
     return {
+        "recipe": {"vote": {"must_contain": rule}},
         "members": MEMBERS,
         "dropped": DROPPED,
         "vote": ["inception_v3_min", "fusion"],
@@ -146,6 +147,36 @@ def test_table_3_has_the_baselines_in_the_papers_order() -> None:
     assert column(table, "paper, test") == expected
     alone = tables.tables(selection("labels"), ROWS)["baselines"]
     assert column(alone, "model") == ["best vote", "a vote so chosen, on other recordings"]
+
+
+@pytest.mark.parametrize("layout", [PAPER, "labels"])
+def test_table_3_has_a_column_of_this_runs_test_split(layout: str) -> None:
+    tests = {"vote": AUCS["vggish"], "opensmile": {"value": 0.65, "low": 0.5, "high": 0.75}}
+    table = tables.tables(selection(layout), ROWS, BASELINES, tests)["baselines"]
+    assert table.header[:3] == ("model", "AUC, devel", "AUC, test")
+    tested = dict(zip(column(table, "model"), column(table, "AUC, test")))
+    assert tested.pop("best vote") == tables.interval(AUCS["vggish"])
+    assert tested.pop(tables.BASELINES["opensmile"]) == "0.6500 (0.5000 to 0.7500)"
+    assert set(tested.values()) == {tables.UNKNOWN}
+    assert "on devel and test" in table.title
+    without = tables.tables(selection(layout), ROWS, BASELINES)["baselines"]
+    assert without.header == ("model", "AUC", *table.header[3:])
+    assert without.rows == tuple((*row[:2], *row[3:]) for row in table.rows)
+    assert "test" not in without.title
+
+
+@pytest.mark.parametrize(
+    ("rule", "name"),
+    [
+        ("any", "best vote"),
+        ("negative", "chosen vote (must contain a negative member)"),
+        ("none", "chosen vote (must contain a member without a mask)"),
+    ],
+)
+def test_table_3_names_the_rule_of_the_vote(rule: str, name: str) -> None:
+    table = tables.tables(selection(PAPER, rule), ROWS, BASELINES)["baselines"]
+    assert column(table, "model")[0] == name
+    assert rule == "any" or "best vote" not in table.markdown()
 
 
 @pytest.mark.parametrize("layout", [PAPER, "labels"])
