@@ -15,10 +15,10 @@ What a run leaves for those who export it: `RUN/result/` (a link to the newest a
   `false_alarms_by_kind`, each [false alarms, noise clips]), `metrics` (`members` by name and `vote`: ROC AUC of devel
   clips with value, low, high, draws; `nested`: the choice of the vote measured on recordings it was not made on;
   `teacher`, where there is one: its own confidence, averaged over the backbones' teachers; `uncalibrated_vote`, where
-  slope or shift are set: the vote without them), `all_zero` (by backbone and split: `rows`, windows without relevance
-  `all_zero`, and `orca`, windows explained by the orca neuron; the rest is explained by the noise neuron), `masks` (by
-  backbone: features kept and removed), `data` (fingerprint, layout, splits, sources, recordings, set aside), `costs`
-  (seconds and memory by stage), `versions`.
+  slope or shift are set: the vote with both taken out of the same heads' confidences again), `all_zero` (by backbone
+  and split: `rows`, windows without relevance `all_zero`, and `orca`, windows explained by the orca neuron; the rest is
+  explained by the noise neuron), `masks` (by backbone: features kept and removed), `data` (fingerprint, layout, splits,
+  sources, recordings, set aside), `costs` (seconds and memory by stage), `versions`.
 - `analysis.json`: what `analysis` makes of the scores (selection, calibration, false alarms).
 - `backbone-NAME.npz`: `weight_000`, `weight_001`, ... in the order of Keras' `get_weights()` of the folded network,
   `orcawatch.folding.fold` of the plugin's `build_keras()`.
