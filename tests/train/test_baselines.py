@@ -317,7 +317,7 @@ def test_intervals_are_of_the_recipes_seed(tmp_path: Path) -> None:
     columns = {"split": np.full(24, "devel"), "label": labels, "group": np.array([f"{k // 3}" for k in range(24)])}
     np.savez(tmp_path / "scores.npz", score=generator.random(24), **columns)
     (tmp_path / "report.json").write_text(json.dumps({"name": "one", "chosen": {}, "versions": {}}))
-    settings = BaselineSettings(OpensmileSettings(SVM), AudioWordsSettings(sizes=(4,), svm=SVM))
+    settings = BaselineSettings(OpensmileSettings(SVM), AudioWordsSettings(sizes=(4,), assignments=2, svm=SVM))
     stage = baselines.stages(settings, RATE_HZ, seed=5, draws=50)[-1]
     (tmp_path / "fused").mkdir()
     stage.work(stage.settings, dict.fromkeys(stage.inputs, tmp_path), tmp_path / "fused")
