@@ -139,8 +139,30 @@ def below_peak(power: Array, range_db: float) -> Array:
     return np.asarray(np.maximum(1 + level_db / np.float32(range_db), 0), np.float32)
 
 
+class Framed:
+    """What front ends share that cut audio into frames of `frame_s` every `hop_s`."""
+
+    rate_hz: int
+    frame_s: float
+    hop_s: float
+
+    @property
+    def frame_samples(self) -> int:
+        """Length of one frame, samples at `rate_hz`."""
+        return round(self.frame_s * self.rate_hz)
+
+    @property
+    def hop_samples(self) -> int:
+        """Distance between frames, samples at `rate_hz`."""
+        return round(self.hop_s * self.rate_hz)
+
+    @cached_property
+    def _hann(self) -> Array:
+        return periodic_hann(self.frame_samples)
+
+
 @dataclass(frozen=True)
-class LogMel:
+class LogMel(Framed):
     """VGGish's log-mel spectrogram: 0.96 s as 96 frames of 64 mel bands.
 
     A periodic Hann window of 25 ms every 10 ms, magnitude spectrum, mel bands from 125 to 7500 Hz, log(mel + offset).
@@ -170,16 +192,6 @@ class LogMel:
             raise BundleError(f"normalise must be one of {NORMALISATIONS}, not {self.normalise!r}; upgrade orcawatch")
 
     @property
-    def frame_samples(self) -> int:
-        """Length of one frame, samples at `rate_hz`."""
-        return round(self.frame_s * self.rate_hz)
-
-    @property
-    def hop_samples(self) -> int:
-        """Distance between frames, samples at `rate_hz`."""
-        return round(self.hop_s * self.rate_hz)
-
-    @property
     def lowest_rate_hz(self) -> int:
         """Audio below this rate holds less than the lower half of the bands and is refused."""
         return self.rate_hz // 2
@@ -198,10 +210,6 @@ class LogMel:
     @cached_property
     def _matrix(self) -> Array:
         return mel_matrix(self.bands, self.fft_size // 2 + 1, self.rate_hz, self.low_hz, self.high_hz)
-
-    @cached_property
-    def _hann(self) -> Array:
-        return periodic_hann(self.frame_samples)
 
     def rows(self, samples: Array) -> Array:
         """Mel magnitudes of every whole frame.
@@ -232,7 +240,7 @@ class LogMel:
 
 
 @dataclass(frozen=True)
-class LinearPower:
+class LinearPower(Framed):
     """Power spectrogram over linear frequency for the Inceptions: 0.96 s as an image of `size` times `size`.
 
     A periodic Hann window every 10 ms (LogMel's grid, so that the windows of all backbones align), power spectrum,
@@ -284,16 +292,6 @@ class LinearPower:
         return int((self.high_hz - self.low_hz) / (self.rate_hz / self.fft_size)) - 1
 
     @property
-    def frame_samples(self) -> int:
-        """Length of one frame, samples at `rate_hz`."""
-        return round(self.frame_s * self.rate_hz)
-
-    @property
-    def hop_samples(self) -> int:
-        """Distance between frames, samples at `rate_hz`."""
-        return round(self.hop_s * self.rate_hz)
-
-    @property
     def lowest_rate_hz(self) -> int:
         """Audio below this rate holds less than the lower half of the bands and is refused."""
         return round(self.low_hz + self.high_hz)
@@ -311,10 +309,6 @@ class LinearPower:
     @cached_property
     def _matrix(self) -> Array:
         return linear_matrix(self.size, self.fft_size // 2 + 1, self.rate_hz, self.low_hz, self.high_hz)
-
-    @cached_property
-    def _hann(self) -> Array:
-        return periodic_hann(self.frame_samples)
 
     @cached_property
     def _stretch(self) -> Array:

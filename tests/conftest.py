@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,3 +22,19 @@ def data_folder() -> Path:
     if not (DATA / "labels.csv").is_file():
         pytest.skip("the recordings are not beside this clone (../shared/data/labels.csv is missing)")
     return DATA
+
+
+@contextmanager
+def _no_room() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture()
+def no_room() -> Callable[[], AbstractContextManager[None]]:
+    """Within `with no_room():` no file of this process may grow beyond 8 KB, as on a full disk."""
+    return _no_room

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,18 +112,7 @@ def test_existing_folder_is_never_overwritten(folder: Path) -> None:
         write_bundle(folder, manifest(), FILES)
 
 
-@contextmanager
-def no_room() -> Iterator[None]:
-    """No file of this process may grow beyond 8 KB, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_full_disk_leaves_nothing_under_the_bundles_name(tmp_path: Path) -> None:
+def test_full_disk_leaves_nothing_under_the_bundles_name(tmp_path: Path, no_room: Any) -> None:
     large = {**FILES, "vggish.tflite": bytes(100_000)}
     with no_room(), pytest.raises(OrcawatchError, match=r"bundle \(0.1 MB\) could not be written: .*make room"):
         write_bundle(tmp_path / "bundle", manifest(), large)

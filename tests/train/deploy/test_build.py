@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,17 +22,6 @@ VOTE = ("small_mel_neg", "small_power", "fusion_neg")
 def build(run: Run, folder: Path, quantization: str, vote: tuple[str, ...] = VOTE, everything: bool = False) -> Path:
     build_bundle(run, folder, plan_bundle(run, dict.fromkeys(run.backbones, quantization), vote, everything))
     return folder
-
-
-@contextmanager
-def no_room() -> Iterator[None]:
-    """No file of this process may grow beyond 8 KB, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(
@@ -127,14 +114,14 @@ def test_verify_prints_every_member(run: Run, tmp_path: Path) -> None:
     assert all(f"\n| {name} | " in done.output for name in (*VOTE, "vote"))
 
 
-def test_full_disk_leaves_no_bundle(run: Run, tmp_path: Path) -> None:
+def test_full_disk_leaves_no_bundle(run: Run, tmp_path: Path, no_room: Any) -> None:
     build(run, tmp_path / "before", "float32")
     with no_room(), pytest.raises(OrcawatchError, match="make room"):
         build(run, tmp_path / "bundle", "float32")
     assert [path.name for path in tmp_path.iterdir()] == ["before"]
 
 
-def test_full_disk_leaves_no_half_model(tmp_path: Path) -> None:
+def test_full_disk_leaves_no_half_model(tmp_path: Path, no_room: Any) -> None:
     with no_room(), pytest.raises(OrcawatchError, match=r"a.tflite \(0.1 MB\) could not be written: .*make room"):
         store(tmp_path / "models" / "a.tflite", bytes(100_000))
     assert not list((tmp_path / "models").iterdir())
