@@ -6,7 +6,6 @@ anyone's. `orcawatch.testing.check_backbone` is the conformance kit.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,12 +14,8 @@ from numpy.typing import NDArray
 
 from .errors import InputError
 from .interpreter import Model
+from .plugin import entry_points
 from .spectrogram import FrontEnd
-
-if sys.version_info >= (3, 10):
-    from importlib import metadata
-else:
-    import importlib_metadata as metadata
 
 Array = NDArray[np.float32]
 
@@ -59,7 +54,7 @@ class Backbone(Protocol):
 
 def backbone_names() -> list[str]:
     """Names of the installed plugins."""
-    return sorted({entry.name for entry in metadata.entry_points(group=GROUP)})
+    return sorted(entry_points(GROUP))
 
 
 def load_backbone(name: str, front_end: FrontEnd | None = None) -> Backbone:
@@ -70,12 +65,12 @@ def load_backbone(name: str, front_end: FrontEnd | None = None) -> Backbone:
     name : as in the entry point.
     front_end : used in place of the plugin's own.
     """
-    for entry in metadata.entry_points(group=GROUP):
-        if entry.name == name:
-            plugin = entry.load()
-            backbone: Backbone = plugin() if front_end is None else plugin(front_end)
-            return backbone
-    raise InputError(f"backbone must be one of {backbone_names()}, not {name!r}: install the package that brings it")
+    found = entry_points(GROUP)
+    if name not in found:
+        raise InputError(f"backbone must be one of {sorted(found)}, not {name!r}: install the package that brings it")
+    plugin = found[name].load()
+    backbone: Backbone = plugin() if front_end is None else plugin(front_end)
+    return backbone
 
 
 class EdgeBackbone:

@@ -14,6 +14,7 @@ import click
 
 from ._version import __version__
 from .errors import InputError, OrcawatchError
+from .plugin import entry_points
 
 if TYPE_CHECKING:
     from threading import Event
@@ -50,11 +51,11 @@ class Root(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all commands."""
-        return sorted({*super().list_commands(ctx), *entry_points()})
+        return sorted({*super().list_commands(ctx), *entry_points(GROUP)})
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """The command, loaded."""
-        entry = entry_points().get(name)
+        entry = entry_points(GROUP).get(name)
         return super().get_command(ctx, name) or (None if entry is None else load_command(entry))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -75,16 +76,7 @@ class Root(click.Group):
         command = self.commands.get(name)
         if command is not None:
             return command.get_short_help_str(limit=80)
-        return EXTRAS.get(name, (f"Added by {entry_points()[name].value}.",))[0]
-
-
-def entry_points() -> dict[str, Any]:
-    """Commands of installed packages, by name."""
-    if sys.version_info >= (3, 10):
-        from importlib import metadata
-    else:
-        import importlib_metadata as metadata
-    return {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
+        return EXTRAS.get(name, (f"Added by {entry_points(GROUP)[name].value}.",))[0]
 
 
 def load_command(entry: Any) -> click.Command:

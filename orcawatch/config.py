@@ -1,21 +1,36 @@
 """Settings: one YAML file, checked whole, into frozen dataclasses.
 
-Each key is defined once, as a field below: its kind, unit, range, default and one line of documentation. The checks
-and `docs/configuration.md` (`python -m orcawatch.config > docs/configuration.md`) come from these definitions.
+Each key is defined once, as a field below (see `keys`). The checks and `docs/configuration.md`
+(`orcawatch config show --reference > docs/configuration.md`) come from these definitions.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields, replace
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError
+from .keys import (
+    build,
+    channel_list,
+    choice,
+    joined,
+    number,
+    path,
+    plugins,
+    position,
+    reference,
+    section,
+    sections,
+    several,
+    switch,
+    text,
+    whole,
+)
 
 if TYPE_CHECKING:
     from .bundle import Bundle
@@ -23,119 +38,168 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OUTPUT = Path("orcawatch-out")
+SINKS = "orcawatch.sinks"  # entry-point group; each entry is a class with a `Settings` dataclass
+MESSAGES = ("detection", "thumbnail", "effort", "heartbeat", "clock")
 
-
-@dataclass(frozen=True)
-class Key:
-    """What one key takes.
-
-    Attributes
-    ----------
-    kind : in words, for the reference and for errors.
-    check : whether a value fits.
-    make : from the value in the file to the one in the settings.
-    optional : whether `null` is allowed.
-    instead : what stands in the reference for a default of None.
-    doc : one line.
-    """
-
-    kind: str
-    check: Callable[[Any], bool]
-    make: Callable[[Any], Any]
-    optional: bool
-    instead: str
-    doc: str
-
-
-def key(default: Any, definition: Key) -> Any:
-    """A dataclass field that carries its definition."""
-    return field(default=default, metadata={"key": definition})
-
-
-def number(default: float | None, low: float, high: float, unit: str, doc: str, instead: str = "") -> Any:
-    """A number in a range, `unit` may be empty."""
-    kind = f"a number from {low:g} to {high:g} {unit}".rstrip()
-    fits = lambda value: is_number(value) and low <= value <= high  # noqa: E731
-    return key(default, Key(kind, fits, float, default is None, instead, doc))
-
-
-def whole(default: int, low: int, high: int, doc: str) -> Any:
-    """A whole number in a range."""
-    kind = f"a whole number from {low} to {high}"
-    return key(default, Key(kind, lambda value: is_whole(value) and low <= value <= high, int, False, "", doc))
-
-
-def switch(default: bool, doc: str) -> Any:
-    """True or false."""
-    return key(default, Key("true or false", lambda value: isinstance(value, bool), bool, False, "", doc))
-
-
-def text(default: str, doc: str) -> Any:
-    """Any text."""
-    return key(default, Key("text", lambda value: isinstance(value, str), str, False, "", doc))
-
-
-def choice(names: Sequence[str], doc: str, instead: str) -> Any:
-    """One of some names."""
-    return key(None, Key(" or ".join(names), lambda value: value in names, str, True, instead, doc))
-
-
-def path(default: Path | None, doc: str, instead: str = "") -> Any:
-    """A file or folder."""
-    fits = lambda value: isinstance(value, str) and value != ""  # noqa: E731
-    return key(default, Key("a path", fits, lambda value: Path(value).expanduser(), default is None, instead, doc))
-
-
-def channel_list(doc: str, instead: str) -> Any:
-    """Channel numbers, 0-based."""
-    kind = "a list of different channel numbers from 0"
-    return key(None, Key(kind, are_channels, tuple, True, instead, doc))
-
-
-def section(kind: type[Any]) -> Any:
-    """A group of keys with a class of its own."""
-    return field(default_factory=kind, metadata={"section": kind})
-
-
-def is_number(value: Any) -> bool:
-    """A finite number; true and false are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def is_whole(value: Any) -> bool:
-    """A whole number; true and false are none."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def are_channels(value: Any) -> bool:
-    """A list of different channel numbers, at least one."""
-    numbers = isinstance(value, list) and all(is_whole(item) and item >= 0 for item in value)
-    return numbers and 0 < len(value) == len(set(value))
+# ruff: noqa: RUF009
 
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """Where the audio comes from."""
+    """Where the audio comes from: a file, or a sound card."""
 
-    file: Path | None = path(None, "The audio file to listen to.", "none; `--input` gives it")  # noqa: RUF009
+    file: Path | None = path(None, "The audio file to listen to.", "none; `--input` gives it")
     realtime: bool = switch(False, "Play the file at its own speed, as a live stream, instead of as fast as possible.")
+    device: str | None = text(
+        None, "Name of the sound card, or a part of it that no other has (`orcawatch devices`).", "the system's default"
+    )
+    hostapi: str | None = text(None, "Name of the sound system that offers the device.", "any")
+    device_channels: int | None = whole(
+        None, 1, 256, "Channels to open.", "as many as `hydrophones` or `channels` need, else all, at most 8"
+    )
+    rate_hz: int | None = whole(None, 1000, 1000000, "Samples per second of each channel.", "the device's default")
+    sample_format: str = choice(
+        "float32", ("int16", "int24", "int32", "float32"), "What the card is asked for; less is less to carry."
+    )
+    block_s: float = number(0.1, 0.005, 2, "s", "Length of the blocks in which audio comes.")
+    latency_s: float = number(0.5, 0.01, 10, "s", "Audio that the card's driver is asked to buffer.")
+    stalled_s: float = number(5, 1, 600, "s", "A card that gives nothing for so long is closed and opened again.")
+    retry_least_s: float = number(1, 0.1, 60, "s", "First wait before a card that is absent is tried again.")
+    retry_most_s: float = number(60, 1, 3600, "s", "The wait doubles up to this.")
+
+    def crossed(self, where: str) -> Iterator[str]:
+        """Faults between keys."""
+        yield from ordered(self, where, "retry_least_s", "retry_most_s")
+        if self.file is not None and self.device is not None:
+            yield f"{joined(where, 'file')} and {joined(where, 'device')} are both given; keep one"
+
+
+@dataclass(frozen=True)
+class HydrophoneSettings:
+    """One hydrophone, in the order of `channels`."""
+
+    serial: str = text("", "Serial number; it stands in every record.")
+    sensitivity_db: float | None = number(None, -260, -60, "dB re 1 V/uPa", "Receiving sensitivity.", "unknown")
+    gain_db: float = number(0.0, -100, 200, "dB", "Gain of the amplifiers between hydrophone and converter.")
+    position_m: tuple[float, float, float] | None = position("Place: metres east, north and up.", "unknown")
+
+
+@dataclass(frozen=True)
+class LevelSettings:
+    """Sound levels of each hydrophone, logged all the time."""
+
+    every_s: float = number(60, 1, 3600, "s", "Length of the stretches over which a level is taken.")
 
 
 @dataclass(frozen=True)
 class EventSettings:
     """How scored windows become detections."""
 
-    merge_gap_s: float = number(1.0, 0, 60, "s", "Events no further apart than this become one.")
-    min_duration_s: float = number(0.0, 0, 60, "s", "Shorter events are dropped.")
-    max_duration_s: float = number(30.0, 1, 300, "s", "An event that has grown to this length is closed.")
+    merge_gap_s: float = number(1.0, 0, 60, "s", "Events no further apart than this become one.", reload=True)
+    min_duration_s: float = number(0.0, 0, 60, "s", "Shorter events are dropped.", reload=True)
+    max_duration_s: float = number(30.0, 1, 300, "s", "An event that has grown to this length is closed.", reload=True)
+
+    def crossed(self, where: str) -> Iterator[str]:
+        """Faults between keys."""
+        yield from ordered(self, where, "min_duration_s", "max_duration_s")
 
 
 @dataclass(frozen=True)
 class ClipSettings:
     """The audio clip of each detection: the chosen channels at their own rate."""
 
-    pre_roll_s: float = number(2.0, 0, 60, "s", "Audio kept before the event.")
-    post_roll_s: float = number(2.0, 0, 60, "s", "Audio kept after the event.")
+    pre_roll_s: float = number(2.0, 0, 60, "s", "Audio kept before the event.", reload=True)
+    post_roll_s: float = number(2.0, 0, 60, "s", "Audio kept after the event.", reload=True)
+    format: str = choice("flac", ("flac", "wav"), "Kind of file, both of 24 bits with GUANO metadata.", reload=True)
+
+
+@dataclass(frozen=True)
+class DutySettings:
+    """When to listen. Without these keys: always."""
+
+    on_s: float | None = number(None, 1, 86400, "s", "Listen for so long,", "always on", reload=True)
+    every_s: float | None = number(
+        None, 1, 86400, "s", "out of each so long, counted from 00:00 UTC.", "always on", reload=True
+    )
+
+    def crossed(self, where: str) -> Iterator[str]:
+        """Faults between keys."""
+        yield from ordered(self, where, "on_s", "every_s")
+        if (self.on_s is None) != (self.every_s is None):
+            yield f"{joined(where, 'on_s')} and {joined(where, 'every_s')} go together; give both or none"
+
+
+@dataclass(frozen=True)
+class OverloadSettings:
+    """What a live stream does when scoring falls behind: see docs/overload.md."""
+
+    queue_s: float = number(30, 2, 600, "s", "Audio that may wait to be scored; what does not fit is shed.")
+    step_up_s: float = number(5, 0.5, 300, "s", "Backlog at which the next step of the ladder is taken.", reload=True)
+    recover_s: float = number(60, 1, 3600, "s", "Time without backlog after which a step is undone.", reload=True)
+    steps: tuple[str, ...] = several(
+        ("hop", "channels", "members"),
+        ("hop", "channels", "members"),
+        "Steps that are allowed: a longer hop, fewer channels, cheaper members.",
+    )
+
+    def crossed(self, where: str) -> Iterator[str]:
+        """Faults between keys."""
+        yield from ordered(self, where, "step_up_s", "queue_s")
+
+
+@dataclass(frozen=True)
+class LedgerSettings:
+    """The account of every second."""
+
+    checkpoint_s: float = number(30, 1, 3600, "s", "How often it is written; a power cut loses no more of it.")
+
+
+@dataclass(frozen=True)
+class RetentionSettings:
+    """When clips and snapshots are deleted to make room. Detections and the ledger never are."""
+
+    max_age_days: float | None = number(None, 0.01, 36500, "days", "Older ones go.", "no limit", reload=True)
+    max_clips_mb: float | None = number(None, 1, 1e9, "MB", "Together no more than this.", "no limit", reload=True)
+    min_free_mb: float = number(500, 0, 1e9, "MB", "So much of the disk stays free.", reload=True)
+    reserve_mb: float = number(16, 0, 10000, "MB", "Room on the disk that only the log may use when it is full.")
+    sweep_s: float = number(600, 1, 86400, "s", "How often this is looked after.", reload=True)
+
+
+@dataclass(frozen=True)
+class ClockSettings:
+    """The system clock."""
+
+    jump_s: float = number(0.5, 0.05, 60, "s", "A step of the clock beyond this is entered in the ledger as a jump.")
+
+
+@dataclass(frozen=True)
+class MetricsSettings:
+    """Figures for Prometheus."""
+
+    port: int | None = whole(None, 1, 65535, "TCP port to serve them on.", "not served")
+    address: str = text("127.0.0.1", "Address to serve them on; 0.0.0.0 for all.")
+
+
+@dataclass(frozen=True)
+class SinkSettings:
+    """Keys of every sink."""
+
+    kind: str = text("", "Which kind of sink.")
+    name: str = text("", "Name of its queue; the kind where it is empty. Two sinks of one kind need names.")
+    send: tuple[str, ...] = several(MESSAGES, MESSAGES, "Which messages to send.")
+    bytes_per_hour: int | None = whole(None, 100, 10**12, "Most that is sent in an hour.", "no limit")
+
+    @property
+    def queue(self) -> str:
+        """Name of the queue."""
+        return self.name or self.kind
+
+
+def sink_kinds() -> Mapping[str, type[Any]]:
+    """Settings classes of the installed sinks, by kind."""
+    from .plugin import entry_points
+
+    return {name: entry.load().Settings for name, entry in sorted(entry_points(SINKS).items())}
 
 
 @dataclass(frozen=True)
@@ -143,28 +207,68 @@ class Settings:
     """Everything that an operator can choose. What is left out keeps its default."""
 
     station: str = text("", "Name of the station, written with every detection.")
-    source: SourceSettings = section(SourceSettings)  # noqa: RUF009
-    bundle: Path | None = path(None, "The folder of the bundle: the trained detector.", "the shipped one")  # noqa: RUF009
-    output: Path = path(  # noqa: RUF009
-        OUTPUT, "The folder for the database, clips and snapshots; it is made where it is missing."
-    )
+    source: SourceSettings = section(SourceSettings)
+    bundle: Path | None = path(None, "The folder of the bundle: the trained detector.", "the shipped one")
+    output: Path = path(OUTPUT, "The folder for the database, clips and snapshots; it is made where it is missing.")
     channels: tuple[int, ...] | None = channel_list(
         "The source's channels to use, from 0, in this order. Others are not heard.", "all"
     )
+    hydrophones: tuple[HydrophoneSettings, ...] = sections(
+        HydrophoneSettings, "The hydrophones behind the used channels, in the order of `channels`; none means unknown."
+    )
+    adc_peak_v: float | None = number(
+        None, 1e-6, 1000, "V", "Voltage at the converter that gives full scale; levels are calibrated with it.",
+        "unknown",
+    )  # fmt: skip
     channel_fusion: str | None = choice(
-        ("max", "mean"), "How the channels' scores become one: the highest, or the average.", "the bundle's"
+        None, ("max", "mean"), "How the channels' scores become one: the highest, or the average.", "the bundle's"
     )
     hop_s: float | None = number(
         None, 0.01, 0.96, "s", "Distance between windows, in steps of the front end's (0.01 s).", "the bundle's"
     )
-    start_threshold: float | None = number(None, 0, 1, "", "Fused score at which an event opens.", "the bundle's")
-    stop_threshold: float | None = number(
-        None, 0, 1, "", "Fused score below which an event closes; at most `start_threshold`.", "the bundle's"
+    start_threshold: float | None = number(
+        None, 0, 1, "", "Fused score at which an event opens.", "the bundle's", reload=True
     )
-    events: EventSettings = section(EventSettings)  # noqa: RUF009
-    clips: ClipSettings = section(ClipSettings)  # noqa: RUF009
-    snapshots: bool = switch(True, "Make a relevance snapshot (PNG and NPZ) of each detection.")
+    stop_threshold: float | None = number(
+        None, 0, 1, "", "Fused score below which an event closes; at most `start_threshold`.", "the bundle's",
+        reload=True,
+    )  # fmt: skip
+    events: EventSettings = section(EventSettings)
+    clips: ClipSettings = section(ClipSettings)
+    snapshots: bool = switch(True, "Make a relevance snapshot (PNG and NPZ) of each detection.", reload=True)
+    levels: LevelSettings = section(LevelSettings)
+    duty: DutySettings = section(DutySettings)
+    overload: OverloadSettings = section(OverloadSettings)
+    ledger: LedgerSettings = section(LedgerSettings)
+    retention: RetentionSettings = section(RetentionSettings)
+    clock: ClockSettings = section(ClockSettings)
+    metrics: MetricsSettings = section(MetricsSettings)
+    heartbeat_s: float = number(
+        600, 5, 86400, "s", "How often sinks are sent a sign of life and the effort.", reload=True
+    )
+    sinks: tuple[SinkSettings, ...] = plugins(
+        sink_kinds, "Where messages go beside the database: see docs/sinks.md. `orcawatch.sinks` is the entry point."
+    )
     threads: int = whole(1, 1, 64, "Processor threads for scoring; more than the machine's cores are of no use.")
+
+    def crossed(self, where: str) -> Iterator[str]:
+        """Faults between keys."""
+        yield from ordered(self, where, "stop_threshold", "start_threshold")
+        if self.channels and self.hydrophones and len(self.channels) != len(self.hydrophones):
+            yield (
+                f"hydrophones must be as many as channels ({len(self.channels)}), not {len(self.hydrophones)}: "
+                "one group of keys for each used channel"
+            )
+        names = [sink.queue for sink in self.sinks]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield f"sinks: {name} is the name of several; give each a `name` of its own"
+
+
+def ordered(settings: Any, where: str, low: str, high: str) -> Iterator[str]:
+    """The fault where one key is more than the other."""
+    least, most = getattr(settings, low), getattr(settings, high)
+    if least is not None and most is not None and least > most:
+        yield f"{joined(where, low)} must be at most {joined(where, high)} ({most:g}), not {least:g}"
 
 
 def load_settings(file: Path) -> Settings:
@@ -189,7 +293,8 @@ def load_settings(file: Path) -> Settings:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise ConfigError(f"{file} has {count}:\n" + "\n".join(f"  {fault}" for fault in faults))
     warn_of_threads(settings.threads)
-    return located(settings, file.parent, raw)
+    located: Settings = relative_to(settings, raw, file.parent)
+    return located
 
 
 def warn_of_threads(threads: int) -> None:
@@ -203,84 +308,31 @@ def repeated(node: Any, where: str, visited: set[int]) -> Iterator[str]:
 
     What an alias names again, possibly inside itself, is looked at once: `visited` holds the nodes seen so far.
     """
-    if getattr(node, "id", None) != "mapping" or id(node) in visited:
+    if node is None or id(node) in visited:
         return
     visited.add(id(node))
+    if node.id == "sequence":
+        for index, value in enumerate(node.value):
+            yield from repeated(value, f"{where}[{index}]", visited)
+    if node.id != "mapping":
+        return
     names = [joined(where, str(name.value)) for name, _ in node.value]
     yield from sorted({name for name in names if names.count(name) > 1})
     for name, (_, value) in zip(names, node.value):
         yield from repeated(value, name, visited)
 
 
-def located(settings: Settings, folder: Path, raw: Mapping[str, Any]) -> Settings:
-    """Paths that the file gives, relative to its folder; the default output folder stays where the program runs."""
-    source = settings.source
-    return replace(
-        settings,
-        source=replace(source, file=None if source.file is None else folder / source.file),
-        bundle=None if settings.bundle is None else folder / settings.bundle,
-        output=folder / settings.output if "output" in raw else settings.output,
-    )
-
-
-def build(kind: type[Any], raw: Any, where: str, faults: list[str]) -> Any:
-    """An instance of a settings class from what the file holds; what is wrong is added to `faults`."""
-    if not isinstance(raw, Mapping):
-        faults.append(f"{where or 'the file'} must hold keys and values, not {raw!r}")
-        return kind()
-    known = {item.name: item for item in fields(kind)}
-    faults += [unknown(str(name), where, known) for name in raw if name not in known]
-    values = {name: _value(known[name], raw[name], joined(where, name), faults) for name in raw if name in known}
-    right = {name: value for name, value in values.items() if value is not WRONG}
-    settings = kind(**right)
-    faults += crossed(settings, where)
-    return settings
-
-
-WRONG = object()
-
-
-def _value(item: Field[Any], raw: Any, where: str, faults: list[str]) -> Any:
-    if "section" in item.metadata:
-        return build(item.metadata["section"], {} if raw is None else raw, where, faults)
-    definition: Key = item.metadata["key"]
-    if raw is None and definition.optional:
-        return None
-    if definition.check(raw):
-        return definition.make(raw)
-    faults.append(f"{where} must be {allowed(definition)}, not {raw!r}")
-    return WRONG
-
-
-def allowed(definition: Key) -> str:
-    """What a key takes, in words."""
-    return definition.kind + (f", or null ({definition.instead})" if definition.optional else "")
-
-
-def unknown(name: str, where: str, known: Mapping[str, Any]) -> str:
-    """The text about a key that does not exist."""
-    close = get_close_matches(name, known, n=1)
-    hint = f"did you mean {joined(where, close[0])}?" if close else f"allowed here: {', '.join(known)}"
-    return f"{joined(where, name)} is no key; {hint}"
-
-
-def joined(where: str, name: str) -> str:
-    """Path of a key."""
-    return f"{where}.{name}" if where else name
-
-
-def crossed(settings: Any, where: str) -> Iterator[str]:
-    """Faults between keys that are right by themselves."""
-    for low, high in PAIRS.get(type(settings), ()):
-        least, most = getattr(settings, low), getattr(settings, high)
-        if least is not None and most is not None and least > most:
-            yield f"{joined(where, low)} must be at most {joined(where, high)} ({most:g}), not {least:g}"
-
-
-PAIRS: Mapping[type[Any], tuple[tuple[str, str], ...]] = {
-    Settings: (("stop_threshold", "start_threshold"),),
-    EventSettings: (("min_duration_s", "max_duration_s"),),
-}
+def relative_to(settings: Any, raw: Any, folder: Path) -> Any:
+    """The settings with the paths that the file gives relative to its folder; a default stays as it is."""
+    if isinstance(settings, tuple):
+        return tuple(relative_to(value, given, folder) for value, given in zip(settings, raw))
+    if isinstance(settings, Path):
+        return folder / settings
+    if not is_dataclass(settings) or not isinstance(raw, Mapping):
+        return settings
+    names = [item.name for item in fields(settings) if raw.get(item.name) is not None]
+    moved = {name: relative_to(getattr(settings, name), raw[name], folder) for name in names}
+    return replace(settings, **moved)  # type: ignore[type-var]
 
 
 def overridden(bundle: Bundle, settings: Settings) -> Bundle:
@@ -302,45 +354,16 @@ def overridden(bundle: Bundle, settings: Settings) -> Bundle:
     return result
 
 
-def reference() -> str:
+HEAD = """# Configuration
+
+`orcawatch run --config FILE` reads one YAML file. Every key has a default; an unknown key, a wrong type or a value out
+of range is refused, and all faults of a file are reported at once (`orcawatch config check FILE`). Relative paths in the
+file are relative to the file's folder. `orcawatch config show FILE` prints what is in force. A running daemon takes the
+keys marked *reload* on SIGHUP (`systemctl reload orcawatch`); the others when it is started again. This page is made
+from the definitions in `orcawatch/config.py`: `orcawatch config show --reference > docs/configuration.md`.
+"""
+
+
+def reference_page() -> str:
     """The text of `docs/configuration.md`."""
-    return "\n".join([*HEAD, *_section(Settings, ""), ""])
-
-
-HEAD = (
-    "# Configuration",
-    "",
-    "`orcawatch run --config FILE` reads one YAML file. Every key has a default; an unknown key, a wrong type or a",
-    "value out of range is refused, and all faults of a file are reported at once. Relative paths in the file are",
-    "relative to the file's folder. This page is made from the definitions in `orcawatch/config.py`:",
-    "`python -m orcawatch.config > docs/configuration.md`.",
-    "",
-)
-
-
-def _section(kind: type[Any], where: str) -> list[str]:
-    head = [f"## `{where}`", ""] if where else []
-    lines = [*head, str(kind.__doc__), "", "| key | takes | default | |", "|---|---|---|---|"]
-    lines += [_line(item, where) for item in fields(kind) if "key" in item.metadata]
-    for item in fields(kind):
-        if "section" in item.metadata:
-            lines += ["", *_section(item.metadata["section"], joined(where, item.name))]
-    return lines
-
-
-def _line(item: Field[Any], where: str) -> str:
-    definition: Key = item.metadata["key"]
-    return f"| `{joined(where, item.name)}` | {definition.kind} | {default_text(item)} | {definition.doc} |"
-
-
-def default_text(item: Field[Any]) -> str:
-    """A default as it would stand in the file."""
-    if item.default is None:
-        return str(item.metadata["key"].instead)
-    if isinstance(item.default, bool):
-        return str(item.default).lower()
-    return f"`{item.default}`" if item.default != "" else "empty"
-
-
-if __name__ == "__main__":
-    print(reference(), end="")
+    return "\n".join([HEAD, *reference(Settings), ""])

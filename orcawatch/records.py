@@ -1,11 +1,11 @@
-"""The frozen records that flow one way: audio block, window, score, event, detection."""
+"""The frozen records that flow one way: audio block (or why there is none), window, score, event, detection."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Union
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +52,46 @@ class AudioBlock:
 
 
 @dataclass(frozen=True)
+class Missing:
+    """A stretch of the stream without audio to score.
+
+    Attributes
+    ----------
+    start_sample, end_sample : the span; positions count on through it.
+    kind : `gap` (audio was lost, or there was none), `off_duty` (nobody was to listen) or `shed` (audio was there, but
+        there was no time to score it).
+    cause : in plain words.
+    """
+
+    start_sample: int
+    end_sample: int
+    kind: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class ClockChange:
+    """The system clock was stepped, or its synchronisation changed.
+
+    Attributes
+    ----------
+    sample : position of the stream at which this was noticed.
+    utc : the clock's time now, timezone-aware.
+    jump_s : by how much it jumped, forward positive; 0 where only the synchronisation changed.
+    was_synchronised, synchronised : before and after; None where the system does not tell.
+    """
+
+    sample: int
+    utc: datetime
+    jump_s: float
+    was_synchronised: bool | None
+    synchronised: bool | None
+
+
+Item = Union[AudioBlock, Missing, ClockChange]
+
+
+@dataclass(frozen=True)
 class Window:
     """One window of every channel, as the front ends' rows (linear, before logarithm and normalisation).
 
@@ -74,8 +114,8 @@ class WindowScore:
     ----------
     start_sample, end_sample : the span in the source's samples.
     member_scores : float32, shape (channels, members), the confidence of `orca` of every member, 0 to 1.
-    channel_scores : float32, shape (channels,), the average vote of each channel.
-    score : the channels fused into one number, 0 to 1.
+    channel_scores : float32, shape (channels,), the average vote of each channel; NaN where it was not scored.
+    score : the scored channels fused into one number, 0 to 1.
     """
 
     start_sample: int

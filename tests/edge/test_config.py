@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orcawatch.config import OUTPUT, Settings, load_settings, overridden, reference
+from orcawatch.config import OUTPUT, Settings, load_settings, overridden, reference_page
 from orcawatch.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,4 +129,4 @@ def test_settings_override_the_bundle(ensemble: Any) -> None:
 
 def test_reference_is_up_to_date() -> None:
     written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert written == reference(), "run: python -m orcawatch.config > docs/configuration.md"
+    assert written == reference_page(), "run: orcawatch config show --reference > docs/configuration.md"
