@@ -3,43 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import Any
+from typing import Any, Callable
 
 from .errors import InputError, OrcawatchError
+from .schema import STEPS, migrate
 
-# Step n takes a database from schema n to n + 1. Never change a step that was released: append one.
-STEPS = (
-    """
-    CREATE TABLE detections (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        source TEXT NOT NULL,
-        start_s REAL NOT NULL,
-        end_s REAL NOT NULL,
-        start_utc TEXT,
-        score REAL NOT NULL,
-        channels TEXT NOT NULL,
-        channel_scores TEXT NOT NULL,
-        best_channel INTEGER NOT NULL,
-        bundle TEXT NOT NULL,
-        bundle_digest TEXT NOT NULL,
-        clip TEXT,
-        snapshot TEXT,
-        numbers TEXT NOT NULL,
-        station TEXT NOT NULL
-    )
-    """,
-)
+Along = Callable[[sqlite3.Connection, int], object]
+
 COLUMNS = (
     "id, source, start_s, end_s, start_utc, score, channels, channel_scores, best_channel, bundle, "
-    "bundle_digest, clip, snapshot, numbers, station"
+    "bundle_digest, clip, snapshot, numbers, station, session, start_sample, end_sample, synchronised, hydrophones, "
+    "levels_db, level_unit, verdict, verdict_note, verdict_utc, removed"
 )
 BUSY_S = 5.0  # how long to wait for another process that is writing
 
@@ -62,6 +45,17 @@ class Detection:
     clip, snapshot : paths of the FLAC clip and of the PNG; None until they are written.
     numbers : figures about the event, finite, by name (`orcawatch.snapshot.relevance_numbers`).
     station : name of the station that listened; may be empty.
+    session : number of the run that recorded it.
+    start_sample, end_sample : the event's span in the session's samples.
+    synchronised : whether the clock was synchronised when `start_utc` was taken.
+    hydrophones : serial number of the hydrophone on each of `channels`.
+    levels_db : sound level of each of `channels` over the event, in `level_unit`; not a number where not measured.
+    level_unit : what the levels are relative to.
+    verdict : what a person said, `orca`, `not_orca` or `unsure`; None until one did, at `verdict_utc`.
+    verdict_note : their words.
+    removed : why clip and snapshot are gone from the disk; None while they are kept.
+
+    Scores of channels that were not scored are not a number.
     """
 
     id: int | None
@@ -79,6 +73,17 @@ class Detection:
     snapshot: str | None = None
     numbers: dict[str, float] = field(default_factory=dict)
     station: str = ""
+    session: int | None = None
+    start_sample: int | None = None
+    end_sample: int | None = None
+    synchronised: bool | None = None
+    hydrophones: tuple[str, ...] = ()
+    levels_db: tuple[float, ...] = ()
+    level_unit: str = ""
+    verdict: str | None = None
+    verdict_note: str = ""
+    verdict_utc: datetime | None = None
+    removed: str | None = None
 
 
 class Store:
@@ -109,8 +114,14 @@ class Store:
             self._connection.close()
             raise
 
-    def add(self, detection: Detection) -> int:
+    def add(self, detection: Detection, along: Along | None = None) -> int:
         """Record a detection (its `id` is ignored); the row is on the disk when its new id is returned.
+
+        Parameters
+        ----------
+        detection : what to record.
+        along : called with the connection and the new id inside the same transaction, to write what belongs to the
+            row: either all of it is on the disk, or none. May be called again where a first try found the disk full.
 
         Raises
         ------
@@ -119,9 +130,13 @@ class Store:
         """
         row = _row(detection)
         marks = ", ".join("?" * len(row))
-        with self._transaction() as connection:
-            added = connection.execute(f"INSERT INTO detections VALUES (NULL, {marks})", row).lastrowid
-        return int(added or 0)
+        with self.transaction() as connection:
+            id = int(
+                connection.execute(f"INSERT INTO detections ({COLUMNS}) VALUES (NULL, {marks})", row).lastrowid or 0
+            )
+            if along is not None:
+                along(connection, id)
+        return id
 
     def attach(
         self,
@@ -138,7 +153,7 @@ class Store:
         OrcawatchError, ValueError : as for `add`.
         """
         change = (clip, snapshot, _json(dict(numbers or {})), id)
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             found = connection.execute(
                 "UPDATE detections SET clip = coalesce(?, clip), snapshot = coalesce(?, snapshot), "
                 "numbers = json_patch(numbers, ?) WHERE id = ?",
@@ -149,8 +164,10 @@ class Store:
 
     def detections(self) -> list[Detection]:
         """Every detection, in the order in which they were added."""
-        with self._transaction() as connection:
-            rows = connection.execute(f"SELECT {COLUMNS} FROM detections ORDER BY id").fetchall()
+        with self.transaction() as connection:
+            cursor = connection.cursor()
+            cursor.row_factory = sqlite3.Row
+            rows = cursor.execute(f"SELECT {COLUMNS} FROM detections ORDER BY id").fetchall()
         return [_detection(row) for row in rows]
 
     def close(self) -> None:
@@ -184,20 +201,25 @@ class Store:
 
     def _migrate(self) -> None:
         """Run the steps that the file has not seen, in one transaction: all or none."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if not 0 <= version <= len(STEPS):
                 raise InputError(
                     f"{self.path} has schema {version}; this version reads 0 to {len(STEPS)}: "
                     "upgrade orcawatch, or name another file"
                 )
-            for step in STEPS[version:]:
-                connection.execute(step)
-            connection.execute(f"PRAGMA user_version = {len(STEPS)}")
+            migrate(connection, version, STEPS)
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of what is done inside, on the disk at the end, or none of it."""
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of what is done inside, on the disk at the end, or none of it.
+
+        Not to be entered again from inside: it waits for the transaction of another thread to end.
+
+        Raises
+        ------
+        OrcawatchError : the database could not be written to; nothing of the transaction was kept.
+        """
         with self._lock:
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
@@ -223,11 +245,20 @@ def _json(value: Any) -> str:
     return json.dumps(value, allow_nan=False)
 
 
+def _figures(values: Iterable[float]) -> str:
+    """Numbers as JSON, null for what is not a number."""
+    return _json([None if math.isnan(value) else float(value) for value in values])
+
+
+def _numbers(text: str | None) -> tuple[float, ...]:
+    return tuple(math.nan if value is None else value for value in json.loads(text or "[]"))
+
+
 def _utc_text(moment: datetime | None) -> str | None:
     if moment is None:
         return None
     if moment.utcoffset() is None:
-        raise ValueError(f"start_utc must have a timezone; {moment.isoformat()} has none: add timezone.utc")
+        raise ValueError(f"a time must have a timezone; {moment.isoformat()} has none: add timezone.utc")
     return moment.isoformat()
 
 
@@ -240,7 +271,7 @@ def _row(detection: Detection) -> tuple[Any, ...]:
         _utc_text(detection.start_utc),
         float(detection.score),
         _json([int(channel) for channel in detection.channels]),
-        _json([float(score) for score in detection.channel_scores]),
+        _figures(detection.channel_scores),
         int(detection.best_channel),
         detection.bundle,
         detection.bundle_digest,
@@ -248,26 +279,37 @@ def _row(detection: Detection) -> tuple[Any, ...]:
         detection.snapshot,
         _json({name: float(value) for name, value in detection.numbers.items()}),
         detection.station,
+        detection.session,
+        detection.start_sample,
+        detection.end_sample,
+        detection.synchronised,
+        _json([str(serial) for serial in detection.hydrophones]),
+        _figures(detection.levels_db),
+        detection.level_unit,
+        detection.verdict,
+        detection.verdict_note,
+        _utc_text(detection.verdict_utc),
+        detection.removed,
     )
 
 
-def _detection(row: tuple[Any, ...]) -> Detection:
-    id, source, start_s, end_s, start_utc, score, channels, channel_scores, *rest = row
-    best_channel, bundle, digest, clip, snapshot, numbers, station = rest
+def _utc(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
+
+
+def _detection(row: sqlite3.Row) -> Detection:
+    """A row of `COLUMNS`; what is stored as it is keeps its value."""
+    synchronised = row["synchronised"]
     return Detection(
-        id=id,
-        source=source,
-        start_s=start_s,
-        end_s=end_s,
-        start_utc=None if start_utc is None else datetime.fromisoformat(start_utc),
-        score=score,
-        channels=tuple(json.loads(channels)),
-        channel_scores=tuple(json.loads(channel_scores)),
-        best_channel=best_channel,
-        bundle=bundle,
-        bundle_digest=digest,
-        clip=clip,
-        snapshot=snapshot,
-        numbers=json.loads(numbers),
-        station=station,
+        **{
+            **dict(row),
+            "start_utc": _utc(row["start_utc"]),
+            "verdict_utc": _utc(row["verdict_utc"]),
+            "channels": tuple(json.loads(row["channels"])),
+            "channel_scores": _numbers(row["channel_scores"]),
+            "numbers": json.loads(row["numbers"]),
+            "synchronised": None if synchronised is None else bool(synchronised),
+            "hydrophones": tuple(json.loads(row["hydrophones"] or "[]")),
+            "levels_db": _numbers(row["levels_db"]),
+        }
     )

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from orcawatch.errors import InputError, OrcawatchError
-from orcawatch.store import STEPS, Detection, Store
+from orcawatch.schema import STEPS
+from orcawatch.store import Detection, Store
 
 DETECTION = Detection(
     id=None,
@@ -140,7 +141,7 @@ def test_a_step_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch
     monkeypatch.undo()
     with Store(tmp_path / "events.db") as store:
         assert len(store.detections()) == 1
-    monkeypatch.setattr("orcawatch.store.STEPS", steps[:2])
+    monkeypatch.setattr("orcawatch.store.STEPS", steps[:-1])
     with Store(tmp_path / "events.db") as store:
         assert len(store.detections()) == 1
         assert store._connection.execute("SELECT bearing_deg FROM detections").fetchall() == [(None,)]

@@ -1,0 +1,133 @@
+"""The tables of the database, as steps from one schema to the next."""
+
+from __future__ import annotations
+
+import sqlite3
+
+# Step n takes a database from schema n to n + 1. Never change a step that was released: append one.
+# Times (`*_utc`) are ISO text with a timezone; lists are JSON text; truth is 0 or 1; null is not known.
+STEPS: tuple[str, ...] = (
+    """
+    CREATE TABLE detections (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        source TEXT NOT NULL,
+        start_s REAL NOT NULL,
+        end_s REAL NOT NULL,
+        start_utc TEXT,
+        score REAL NOT NULL,
+        channels TEXT NOT NULL,
+        channel_scores TEXT NOT NULL,
+        best_channel INTEGER NOT NULL,
+        bundle TEXT NOT NULL,
+        bundle_digest TEXT NOT NULL,
+        clip TEXT,
+        snapshot TEXT,
+        numbers TEXT NOT NULL,
+        station TEXT NOT NULL
+    )
+    """,
+    """
+    ALTER TABLE detections ADD COLUMN session INTEGER;
+    ALTER TABLE detections ADD COLUMN start_sample INTEGER;
+    ALTER TABLE detections ADD COLUMN end_sample INTEGER;
+    ALTER TABLE detections ADD COLUMN synchronised INTEGER;
+    ALTER TABLE detections ADD COLUMN hydrophones TEXT;
+    ALTER TABLE detections ADD COLUMN levels_db TEXT;
+    ALTER TABLE detections ADD COLUMN level_unit TEXT NOT NULL DEFAULT '';
+    ALTER TABLE detections ADD COLUMN verdict TEXT;
+    ALTER TABLE detections ADD COLUMN verdict_note TEXT NOT NULL DEFAULT '';
+    ALTER TABLE detections ADD COLUMN verdict_utc TEXT;
+    ALTER TABLE detections ADD COLUMN removed TEXT;
+    CREATE INDEX detections_by_session ON detections (session);
+    CREATE INDEX detections_by_time ON detections (start_utc);
+    CREATE INDEX detections_with_files ON detections (verdict, id)
+        WHERE removed IS NULL AND (clip IS NOT NULL OR snapshot IS NOT NULL);
+    CREATE TABLE sessions (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        source TEXT NOT NULL,
+        live INTEGER NOT NULL,
+        rate_hz INTEGER NOT NULL,
+        channels TEXT NOT NULL,
+        hydrophones TEXT,
+        station TEXT NOT NULL DEFAULT '',
+        boot TEXT,
+        bundle TEXT,
+        bundle_digest TEXT,
+        version TEXT,
+        started_utc TEXT,
+        started_steady_s REAL,
+        ended_utc TEXT
+    );
+    CREATE INDEX sessions_by_boot ON sessions (boot);
+    CREATE TABLE ledger (
+        id INTEGER PRIMARY KEY,
+        session INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        cause TEXT NOT NULL DEFAULT '',
+        step INTEGER NOT NULL DEFAULT 0,
+        step_name TEXT NOT NULL DEFAULT '',
+        start_sample INTEGER,
+        end_sample INTEGER,
+        start_utc TEXT,
+        end_utc TEXT,
+        start_steady_s REAL,
+        end_steady_s REAL,
+        synchronised INTEGER
+    );
+    CREATE INDEX ledger_by_session ON ledger (session, start_sample);
+    CREATE INDEX ledger_by_time ON ledger (start_utc);
+    CREATE TABLE clock (
+        id INTEGER PRIMARY KEY,
+        session INTEGER NOT NULL,
+        sample INTEGER,
+        utc TEXT,
+        jump_s REAL,
+        was_synchronised INTEGER,
+        synchronised INTEGER,
+        drift_ppm REAL
+    );
+    CREATE INDEX clock_by_session ON clock (session, sample);
+    CREATE TABLE levels (
+        id INTEGER PRIMARY KEY,
+        session INTEGER NOT NULL,
+        start_sample INTEGER NOT NULL,
+        end_sample INTEGER NOT NULL,
+        start_utc TEXT,
+        levels_db TEXT NOT NULL,
+        peaks_db TEXT NOT NULL,
+        clipped TEXT NOT NULL,
+        unit TEXT NOT NULL,
+        synchronised INTEGER
+    );
+    CREATE INDEX levels_by_session ON levels (session, start_sample);
+    CREATE INDEX levels_by_time ON levels (start_utc);
+    CREATE TABLE outbox (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        sink TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        priority INTEGER NOT NULL,
+        created_utc TEXT NOT NULL,
+        payload BLOB NOT NULL,
+        sent_utc TEXT,
+        tries INTEGER NOT NULL DEFAULT 0
+    );
+    CREATE INDEX outbox_waiting ON outbox (sink, priority, id) WHERE sent_utc IS NULL;
+    CREATE INDEX outbox_sent ON outbox (sink, sent_utc) WHERE sent_utc IS NOT NULL;
+    CREATE TABLE recoveries (
+        id INTEGER PRIMARY KEY,
+        utc TEXT NOT NULL,
+        fault TEXT NOT NULL,
+        moved_to TEXT NOT NULL,
+        recovered TEXT NOT NULL,
+        lost TEXT NOT NULL
+    )
+    """,
+)
+
+
+def migrate(connection: sqlite3.Connection, version: int, steps: tuple[str, ...]) -> None:
+    """Run the steps that a database has not seen, inside the caller's transaction."""
+    for step in steps[version:]:
+        for statement in step.split(";"):
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {len(steps)}")
