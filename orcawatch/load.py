@@ -92,8 +92,8 @@ def _fewer_channels(bundle: Bundle, channels: int) -> Iterator[Change]:
 
 def _cheaper_members(bundle: Bundle, channels: int) -> Iterator[Change]:
     """Where some of the vote's members listen to one backbone only: those of the cheapest such backbone."""
-    alone = {member: needed[0] for member in bundle.vote if len(needed := backbones_of(bundle, [member])) == 1}
-    if alone and len(backbones_of(bundle, bundle.vote)) > 1:
+    alone = {member: needed[0] for member in bundle.vote if len(needed := bundle.backbones_of([member])) == 1}
+    if alone and len(bundle.backbones_of(bundle.vote)) > 1:
         cheapest = min(sorted(set(alone.values())), key=lambda name: _bytes(bundle, name))
         vote = tuple(member for member, backbone in alone.items() if backbone == cheapest)
         yield f"{cheapest} alone", {"vote": vote}
@@ -106,16 +106,6 @@ CHANGES: Mapping[str, Callable[[Bundle, int], Iterator[Change]]] = {
 }
 
 
-def backbones_of(bundle: Bundle, members: Sequence[str]) -> tuple[str, ...]:
-    """The backbones whose features these members take, in the bundle's order.
-
-    The manifest says it; where it does not (bundles of one backbone), every backbone is named.
-    """
-    fusion = bundle.manifest.get("fusion", {})
-    needed = {name for member in members for name in fusion.get(member, bundle.backbones)}
-    return tuple(name for name in bundle.backbones if name in needed)
-
-
 def _bytes(bundle: Bundle, backbone: str) -> int:
     """Size of a backbone's features file, which goes with what it costs: manifests hold no time of single backbones."""
     return (bundle.folder / bundle.backbones[backbone].file).stat().st_size
@@ -124,7 +114,7 @@ def _bytes(bundle: Bundle, backbone: str) -> int:
 class Ladder:
     """Which step to be on, from the backlog alone: the same backlogs give the same steps.
 
-    Down: one step when the backlog exceeds `step_up_s`; the next when it has not shrunk `step_up_s` seconds later.
+    Down: one step when the backlog reaches `step_up_s`; the next when it has not shrunk `step_up_s` seconds later.
     Back: one step when the backlog was near zero (at most a fifth of `step_up_s`) for a wait, at first `recover_s`. A
     step that is overloaded again soon after the way back to it (10 times `recover_s`) is waited for twice as long the
     next time, up to an hour; one that held is waited for `recover_s` again. Each step has a wait of its own, so that
@@ -133,7 +123,7 @@ class Ladder:
     Parameters
     ----------
     steps : from `steps`.
-    step_up_s : backlog beyond which more is left out, seconds of audio.
+    step_up_s : backlog at which more is left out, seconds of audio.
     recover_s : how long the backlog is near zero before less is left out, seconds.
 
     Attributes
@@ -182,7 +172,7 @@ class Ladder:
             if behind_s < self._mark[1]:
                 self._mark = (now_s, behind_s)
                 return None
-        if behind_s <= self._step_up_s:
+        if behind_s < self._step_up_s:
             return None
         self._mark = (now_s, behind_s)
         return self._down(now_s)
