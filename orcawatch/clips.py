@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from .durable import write_bytes
+from .guano import guano_text, with_guano_chunk
 from .records import AudioBlock
 
 Array = NDArray[np.float32]
@@ -125,12 +127,14 @@ class Roll:
         return np.concatenate([self._ring[start : start + before_wrap], self._ring[:rest]])
 
 
-def write_clip(path: Path, samples: Array, rate_hz: int) -> Path:
+def write_clip(
+    path: Path, samples: Array, rate_hz: int, metadata: Mapping[str, str] | None = None, kind: str = "flac"
+) -> Path:
     """Write a clip, whole or not at all.
 
-    FLAC of 24 bits: it keeps every bit of a 16- or 24-bit sound card (a call 90 dB below full scale still has 8 bits),
-    and audio of 16 bits takes no more room than in a 16-bit file, because FLAC leaves out the empty bits.
-    FLAC holds 8 channels at most: more go into a 24-bit WAV file. Samples beyond full scale are clipped, those that are
+    24 bits: they keep every bit of a 16- or 24-bit sound card (a call 90 dB below full scale still has 8 bits), and
+    audio of 16 bits takes no more room in FLAC than in a 16-bit file, because FLAC leaves out the empty bits.
+    FLAC holds 8 channels at most: more go into a WAV file. Samples beyond full scale are clipped, those that are
     not a number become 0; both are counted in a warning.
 
     Parameters
@@ -138,6 +142,9 @@ def write_clip(path: Path, samples: Array, rate_hz: int) -> Path:
     path : where; the suffix is set to `.flac` or `.wav`.
     samples : float32, shape (samples, channels), full scale 1.0.
     rate_hz : samples per second.
+    metadata : GUANO fields (`orcawatch.guano.clip_metadata`), in a WAV file's `guan` chunk or a FLAC
+        file's comment; None for none.
+    kind : `flac` or `wav`.
 
     Returns
     -------
@@ -145,20 +152,31 @@ def write_clip(path: Path, samples: Array, rate_hz: int) -> Path:
 
     Raises
     ------
-    ValueError : there are no samples.
+    ValueError : there are no samples, or there is no such kind.
     OSError : the disk refuses.
     """
     if samples.ndim != 2 or not samples.size:
         raise ValueError(f"a clip must have shape (samples, channels) with some of each, not {samples.shape}")
-    suffix, kind = (".flac", "FLAC") if samples.shape[1] <= FLAC_CHANNELS else (".wav", "WAVEX")
-    path = path.with_suffix(suffix)
+    if kind not in ("flac", "wav"):
+        raise ValueError(f"kind of a clip must be flac or wav, not {kind!r}")
+    kind = kind if samples.shape[1] <= FLAC_CHANNELS else "wav"
+    path = path.with_suffix(f".{kind}")
     steps, altered = _to_24_bit(samples)
     if altered:
         log.warning("%s: %d of %d samples were beyond full scale or no number", path, altered, samples.size)
-    encoded = io.BytesIO()
-    soundfile.write(encoded, steps, rate_hz, subtype="PCM_24", format=kind)
-    write_bytes(path, encoded.getvalue())
+    write_bytes(path, _encoded(steps, rate_hz, None if metadata is None else guano_text(metadata), kind))
     return path
+
+
+def _encoded(steps: NDArray[np.int32], rate_hz: int, text: str | None, kind: str) -> bytes:
+    """The file's bytes. WAV is plain PCM without speaker positions, which hydrophones have none of."""
+    encoded = io.BytesIO()
+    with soundfile.SoundFile(encoded, "w", rate_hz, steps.shape[1], "PCM_24", format=kind.upper()) as file:
+        if text is not None and kind == "flac":
+            file.comment = text
+        file.write(steps)
+    content = encoded.getvalue()
+    return content if text is None or kind == "flac" else with_guano_chunk(content, text)
 
 
 def _to_24_bit(samples: Array) -> tuple[NDArray[np.int32], int]:
