@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Lock
 from types import TracebackType
 from typing import Any, Callable
 
+from .durable import Complaint, make_folder
 from .errors import InputError, OrcawatchError
 from .schema import STEPS, migrate
 
 Along = Callable[[sqlite3.Connection, int], object]
+Rescue = Callable[[Path, str], object]
+
+log = logging.getLogger(__name__)
 
 COLUMNS = (
     "id, source, start_s, end_s, start_utc, score, channels, channel_scores, best_channel, bundle, "
@@ -25,6 +32,8 @@ COLUMNS = (
     "levels_db, level_unit, verdict, verdict_note, verdict_utc, removed"
 )
 BUSY_S = 5.0  # how long to wait for another process that is writing
+WRITE_AHEAD_B = 4 << 20  # size to which the write-ahead log is cut back
+CURE = "check that the disk is there, can be written to and is not full"
 
 
 @dataclass(frozen=True)
@@ -86,42 +95,165 @@ class Detection:
     removed: str | None = None
 
 
-class Store:
-    """The database of detections; every method may be called from any thread.
+class DamagedError(InputError):
+    """A file is no database, or not a whole one."""
 
-    Write-ahead log with `synchronous=FULL`: a commit returns when the disk holds it.
+
+class FullError(OrcawatchError):
+    """The disk is full."""
+
+
+class Reader:
+    """The database for those who only look, also while a daemon writes and on a disk that cannot be written to.
+
+    Nothing is ever created, changed or brought up to date. Open one for each look, and close it: a reader that stays
+    in a transaction keeps the write-ahead log from being emptied.
 
     Parameters
     ----------
-    path : the SQLite file; it and its folder are made where they are missing.
+    path : the SQLite file.
 
     Raises
     ------
-    InputError : the file is no database, is damaged, or was written by a newer version.
+    InputError : the file is not there, no database, or of another version.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = Lock()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._connection = sqlite3.connect(path, BUSY_S, isolation_level=None, check_same_thread=False)
-        except sqlite3.Error as fault:
-            raise InputError(f"{path} cannot be opened: {fault}; name a file that can be written") from fault
-        try:
-            self._prepare()
-        except BaseException:
+        self._folder: TemporaryDirectory[str] | None = None
+        if not path.is_file():
+            raise InputError(f"{path} is not there; name the database, or the output folder, of a run")
+        self._connection = self._open()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One unchanging view of all tables; what writes is refused.
+
+        Raises
+        ------
+        OrcawatchError : the database could not be read, or was to be written to.
+        """
+        with self._lock:
+            try:
+                self._connection.execute("BEGIN")
+                yield self._connection
+            except sqlite3.Error as fault:
+                raise OrcawatchError(f"{self.path} could not be read: {fault}; try again") from fault
+            finally:
+                undo(self._connection)
+
+    def detections(self) -> list[Detection]:
+        """Every detection, in the order in which they were added."""
+        with self.transaction() as connection:
+            return all_detections(connection)
+
+    def close(self) -> None:
+        """Close the database; closing twice is allowed."""
+        with self._lock:
             self._connection.close()
+            if self._folder is not None:
+                self._folder.cleanup()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            try:
+                return self._checked(connected(self.path, "mode=ro"))
+            except sqlite3.OperationalError:
+                return self._checked(self._unlocked())
+        except (sqlite3.Error, OSError) as fault:
+            raise InputError(f"{self.path} cannot be read: {fault}; see that it is whole and may be read") from fault
+
+    def _unlocked(self) -> sqlite3.Connection:
+        """Without the index of the write-ahead log, which cannot be made where nothing can be written."""
+        log_file = Path(f"{self.path}-wal")
+        if not log_file.exists() or log_file.stat().st_size == 0:
+            return connected(self.path, "immutable=1")
+        self._folder = TemporaryDirectory(prefix="orcawatch-")
+        copies = [shutil.copy(file, self._folder.name) for file in (self.path, log_file)]
+        return connected(Path(copies[0]), "mode=rw")
+
+    def _checked(self, connection: sqlite3.Connection) -> sqlite3.Connection:
+        try:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if version != len(STEPS):
+                raise InputError(f"{self.path} has schema {version}; {self._cure(version)}")
+        except BaseException:
+            connection.close()
             raise
+        return connection
+
+    def _cure(self, version: int) -> str:
+        if version > len(STEPS):
+            return f"this version reads {len(STEPS)}: upgrade orcawatch"
+        return (
+            f"this version reads {len(STEPS)}: `orcawatch run` or `scan` with this output folder brings it up to date"
+        )
+
+
+class Store:
+    """The database of detections; every method may be called from any thread.
+
+    Write-ahead log with `synchronous=FULL`: a commit returns when the disk holds it. After an error of the disk the
+    next transaction opens the file anew, so that the store works again as soon as the disk does. It never makes a
+    second file where the first one has gone (with a disk that is no longer mounted): transactions then fail until it
+    is back.
+
+    Parameters
+    ----------
+    path : the SQLite file; it and its folder are made where they are missing.
+    rescue : called with the path and the fault where the file is damaged; is to put another one in its place
+        (`orcawatch.recovery`). None refuses damaged files.
+
+    Attributes
+    ----------
+    make_room : called before each transaction with False, and with True when one found the disk full; gives up what
+        room is kept for the log, and returns whether there was any (`orcawatch.retention`).
+
+    Raises
+    ------
+    InputError : the file cannot be used, or was written by a newer version.
+    DamagedError : the file is no database, or damaged, and there is no rescue.
+    """
+
+    def __init__(self, path: Path, rescue: Rescue | None = None) -> None:
+        self.path = path
+        self.make_room: Callable[[bool], bool] = no_room
+        self._rescue = rescue
+        self._lock = Lock()
+        self._complaint = Complaint(log)
+        self._suspect = False  # whether the file is to be opened anew
+        self._unsure: dict[tuple[Any, ...], int] = {}  # rows of failed commits, and the last id before them
+        self._write_ahead_b = WRITE_AHEAD_B
+        make_folder(path.parent)
+        self._connection = self._open("mode=rwc")
+        self._last = last_id(self._connection)  # of the last acknowledged row
+
+    @staticmethod
+    def reader(path: Path) -> Reader:
+        """The database, to look at only."""
+        return Reader(path)
 
     def add(self, detection: Detection, along: Along | None = None) -> int:
         """Record a detection (its `id` is ignored); the row is on the disk when its new id is returned.
+
+        After a failure the same detection may be added again: where the disk holds the row in spite of the error, that
+        one is found, and there are never two.
 
         Parameters
         ----------
         detection : what to record.
         along : called with the connection and the new id inside the same transaction, to write what belongs to the
-            row: either all of it is on the disk, or none. May be called again where a first try found the disk full.
+            row: either all of it is on the disk, or none. Called again where a first try found the disk full.
 
         Raises
         ------
@@ -129,14 +261,7 @@ class Store:
         ValueError : `start_utc` has no timezone, or a number is not finite.
         """
         row = _row(detection)
-        marks = ", ".join("?" * len(row))
-        with self.transaction() as connection:
-            id = int(
-                connection.execute(f"INSERT INTO detections ({COLUMNS}) VALUES (NULL, {marks})", row).lastrowid or 0
-            )
-            if along is not None:
-                along(connection, id)
-        return id
+        return self._again_with_room(lambda: self._add(row, along))
 
     def attach(
         self,
@@ -153,22 +278,42 @@ class Store:
         OrcawatchError, ValueError : as for `add`.
         """
         change = (clip, snapshot, _json(dict(numbers or {})), id)
-        with self.transaction() as connection:
-            found = connection.execute(
-                "UPDATE detections SET clip = coalesce(?, clip), snapshot = coalesce(?, snapshot), "
-                "numbers = json_patch(numbers, ?) WHERE id = ?",
-                change,
-            ).rowcount
-        if not found:
+        if not self._again_with_room(lambda: self._attach(change)):
             raise KeyError(f"{self.path} holds no detection {id}")
 
     def detections(self) -> list[Detection]:
         """Every detection, in the order in which they were added."""
         with self.transaction() as connection:
-            cursor = connection.cursor()
-            cursor.row_factory = sqlite3.Row
-            rows = cursor.execute(f"SELECT {COLUMNS} FROM detections ORDER BY id").fetchall()
-        return [_detection(row) for row in rows]
+            return all_detections(connection)
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of what is done inside, on the disk at the end, or none of it.
+
+        Not to be entered again from inside: it waits for the transaction of another thread to end. After an error,
+        simply try again later; the log tells the error once, then at doubling intervals, and when it is over.
+
+        Raises
+        ------
+        FullError : the disk is full.
+        OrcawatchError : the database could not be used; nothing of the transaction was kept, unless the error came
+            from the very commit (`add` copes with that).
+        """
+        with self._lock:
+            self.make_room(False)
+            connection = self._ready()
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+                connection.execute("COMMIT")
+            except sqlite3.Error as fault:
+                undo(connection)
+                raise self._refused(fault) from fault
+            except BaseException:
+                undo(connection)
+                raise
+            self._complaint.end(f"{self.path} can be written to again")
+            self._bound(connection)
 
     def close(self) -> None:
         """Close the database; closing twice is allowed."""
@@ -183,62 +328,196 @@ class Store:
     ) -> None:
         self.close()
 
-    def _prepare(self) -> None:
+    def _again_with_room(self, write: Callable[[], int]) -> int:
         try:
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")
-            found = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        except sqlite3.OperationalError as fault:
-            raise InputError(f"{self.path} cannot be used: {fault}; name a file that can be written") from fault
-        except sqlite3.DatabaseError as fault:
-            found = str(fault)
-        if found != "ok":
-            raise InputError(
-                f"{self.path} is damaged or no database of detections: {found}; move it and its -wal file away "
-                "(`sqlite3 FILE .recover` may rescue rows), a new one is then made"
-            )
-        self._migrate()
+            return write()
+        except FullError:
+            if not self.make_room(True):
+                raise
+            return write()
 
-    def _migrate(self) -> None:
-        """Run the steps that the file has not seen, in one transaction: all or none."""
+    def _add(self, row: tuple[Any, ...], along: Along | None) -> int:
+        begun = False
+        try:
+            with self.transaction() as connection:
+                begun = True
+                if (id := self._found(connection, row)) is None:
+                    id = inserted(connection, row)
+                    if along is not None:
+                        along(connection, id)
+        except OrcawatchError:
+            if begun:
+                self._unsure.setdefault(row, self._last)
+            raise
+        self._unsure.pop(row, None)
+        self._last = max(id, self._last)
+        return id
+
+    def _found(self, connection: sqlite3.Connection, row: tuple[Any, ...]) -> int | None:
+        """The row of a commit that failed and yet was kept."""
+        if row not in self._unsure:
+            return None
+        same = " AND ".join(f"{name} IS ?" for name in COLUMNS.split(", ")[1:])
+        query = f"SELECT id FROM detections WHERE id > ? AND {same}"
+        found = connection.execute(query, (self._unsure[row], *row)).fetchone()
+        return None if found is None else int(found[0])
+
+    def _attach(self, change: tuple[Any, ...]) -> int:
         with self.transaction() as connection:
+            return connection.execute(
+                "UPDATE detections SET clip = coalesce(?, clip), snapshot = coalesce(?, snapshot), "
+                "numbers = json_patch(numbers, ?) WHERE id = ?",
+                change,
+            ).rowcount
+
+    def _open(self, mode: str) -> sqlite3.Connection:
+        try:
+            return self._prepared(mode)
+        except DamagedError as fault:
+            if self._rescue is None:
+                raise
+            self._rescue(self.path, str(fault))
+            return self._prepared("mode=rw")
+
+    def _prepared(self, mode: str) -> sqlite3.Connection:
+        try:
+            connection = connected(self.path, mode)
+        except sqlite3.Error as fault:
+            raise InputError(f"{self.path} cannot be opened: {fault}; name a file that can be written") from fault
+        try:
+            check(connection, self.path)
+            self._migrate(connection)
+            self._file = identity(self.path)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        """Run the steps that the file has not seen, in one transaction: all or none."""
+        try:
+            connection.execute("BEGIN IMMEDIATE")
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if not 0 <= version <= len(STEPS):
                 raise InputError(
                     f"{self.path} has schema {version}; this version reads 0 to {len(STEPS)}: "
                     "upgrade orcawatch, or name another file"
                 )
-            migrate(connection, version, STEPS)
+            if version < len(STEPS):
+                migrate(connection, version, STEPS)
+            connection.execute("COMMIT")
+        except sqlite3.Error as fault:
+            raise OrcawatchError(f"{self.path} could not be brought up to date: {fault}; {CURE}") from fault
 
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of what is done inside, on the disk at the end, or none of it.
-
-        Not to be entered again from inside: it waits for the transaction of another thread to end.
-
-        Raises
-        ------
-        OrcawatchError : the database could not be written to; nothing of the transaction was kept.
-        """
-        with self._lock:
+    def _ready(self) -> sqlite3.Connection:
+        """The connection, opened anew after an error, or where another file stands under the name."""
+        if self._suspect or identity(self.path) != self._file:
+            self._suspect = True
+            self._connection.close()
             try:
-                self._connection.execute("BEGIN IMMEDIATE")
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except sqlite3.Error as fault:
-                self._undo()
-                raise OrcawatchError(
-                    f"{self.path} could not be used: {fault}; check that the disk is there and not full"
-                ) from fault
-            except BaseException:
-                self._undo()
-                raise
+                self._connection = self._open("mode=rw")
+            except OrcawatchError as fault:
+                self._complaint.say(str(fault))
+                raise OrcawatchError(str(fault)) from fault
+            self._suspect = False
+        return self._connection
 
-    def _undo(self) -> None:
-        """Roll back where SQLite has not done so itself; where it cannot now, the next transaction says why."""
-        with suppress(sqlite3.Error):
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+    def _refused(self, fault: sqlite3.Error) -> OrcawatchError:
+        text = f"{self.path} could not be used: {fault}; {CURE}"
+        self._complaint.say(text)
+        if "is full" in str(fault):
+            return FullError(text)
+        self._suspect = "is locked" not in str(fault)
+        return OrcawatchError(text)
+
+    def _bound(self, connection: sqlite3.Connection) -> None:
+        """Empty the write-ahead log where it has grown because somebody was reading; never wait for them."""
+        size_b = write_ahead_size(self.path)
+        if size_b <= self._write_ahead_b:
+            return
+        connection.execute("PRAGMA busy_timeout = 0")
+        with suppress(sqlite3.Error):  # the next time will do, and what is committed stays so
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        connection.execute(f"PRAGMA busy_timeout = {round(BUSY_S * 1000)}")
+        self._write_ahead_b = max(WRITE_AHEAD_B, write_ahead_size(self.path) + WRITE_AHEAD_B)
+
+
+def no_room(full: bool) -> bool:
+    """Nothing is kept for the log."""
+    return False
+
+
+def connected(path: Path, mode: str) -> sqlite3.Connection:
+    """A connection that leaves transactions to us; `mode` as in a URI of SQLite."""
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?{mode}", BUSY_S, isolation_level=None, check_same_thread=False, uri=True
+    )
+
+
+def check(connection: sqlite3.Connection, path: Path) -> None:
+    """Set up a connection to write, and look through the whole file.
+
+    Raises
+    ------
+    DamagedError : it is no database, or not a whole one.
+    InputError : it cannot be read or written at all.
+    """
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA journal_size_limit = {WRITE_AHEAD_B}")
+        found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.OperationalError as fault:
+        raise InputError(f"{path} cannot be used: {fault}; name a file that can be written") from fault
+    except sqlite3.DatabaseError as fault:
+        found = str(fault)
+    if found != "ok":
+        raise DamagedError(
+            f"{path} is damaged or no database of detections: {found}; move it and its -wal file away "
+            "(`sqlite3 FILE .recover` may rescue rows), a new one is then made"
+        )
+
+
+def undo(connection: sqlite3.Connection) -> None:
+    """Roll back where SQLite has not done so itself; where it cannot now, the next transaction says why."""
+    with suppress(sqlite3.Error):
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """What tells one file from another of the same name; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def write_ahead_size(path: Path) -> int:
+    """Bytes of a database's write-ahead log."""
+    try:
+        return Path(f"{path}-wal").stat().st_size
+    except OSError:
+        return 0
+
+
+def last_id(connection: sqlite3.Connection) -> int:
+    """The highest id of a detection; 0 where there is none."""
+    return int(connection.execute("SELECT coalesce(max(id), 0) FROM detections").fetchone()[0])
+
+
+def inserted(connection: sqlite3.Connection, row: tuple[Any, ...]) -> int:
+    """Insert the values of a detection's columns; the new id."""
+    marks = ", ".join("?" * len(row))
+    return int(connection.execute(f"INSERT INTO detections ({COLUMNS}) VALUES (NULL, {marks})", row).lastrowid or 0)
+
+
+def all_detections(connection: sqlite3.Connection) -> list[Detection]:
+    """Every detection, in the order in which they were added."""
+    cursor = connection.cursor()
+    cursor.row_factory = sqlite3.Row
+    return [detection_of(row) for row in cursor.execute(f"SELECT {COLUMNS} FROM detections ORDER BY id")]
 
 
 def _json(value: Any) -> str:
@@ -297,7 +576,7 @@ def _utc(text: str | None) -> datetime | None:
     return None if text is None else datetime.fromisoformat(text)
 
 
-def _detection(row: sqlite3.Row) -> Detection:
+def detection_of(row: sqlite3.Row) -> Detection:
     """A row of `COLUMNS`; what is stored as it is keeps its value."""
     synchronised = row["synchronised"]
     return Detection(
