@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timezone
+from datetime import datetime, timezone
 from typing import Union
 
 from .capture import S, Through
@@ -14,7 +14,7 @@ from .records import AudioBlock, ClockChange, Item, Missing
 
 DAY_S = 86400.0
 MARGIN_S = 0.1  # a clock that is drawn back a little over a border does not undo it
-ROUNDING = 0.1  # of a sample: times are whole microseconds
+ROUNDING = 0.1  # of a sample: so much before a border counts as past it, because times are whole microseconds
 
 Stretch = Union[AudioBlock, Missing]
 
@@ -68,15 +68,19 @@ class OnDuty(Through[S]):
         if on != self._on and end_s - now_s < MARGIN_S:
             on, end_s = phase(end_s, duty.on_s, duty.every_s)
         self._on = on
-        return on, sample + max(1, math.ceil((end_s - now_s) * self.info.rate_hz - ROUNDING))
+        return on, sample + max(1, math.ceil((end_s - now_s) * self.info.rate_hz))
 
     def _second_of_day(self, sample: int) -> float:
-        """Seconds since 00:00 UTC, or since the stream's start where UTC is not known."""
+        """Seconds since 00:00 UTC, or since the stream's start where UTC is not known; rounded up a little."""
         utc = self.utc_at(sample)
-        if utc is None:
-            return sample / self.info.rate_hz % DAY_S
-        now = utc.astimezone(timezone.utc)
-        return (now - now.replace(hour=0, minute=0, second=0, microsecond=0)).total_seconds()
+        now_s = sample / self.info.rate_hz if utc is None else second_of_day(utc)
+        return (now_s + ROUNDING / self.info.rate_hz) % DAY_S
+
+
+def second_of_day(utc: datetime) -> float:
+    """Seconds since 00:00 UTC."""
+    now = utc.astimezone(timezone.utc)
+    return (now - now.replace(hour=0, minute=0, second=0, microsecond=0)).total_seconds()
 
 
 def phase(now_s: float, on_s: float, every_s: float) -> tuple[bool, float]:
@@ -84,7 +88,6 @@ def phase(now_s: float, on_s: float, every_s: float) -> tuple[bool, float]:
 
     Each day starts with a whole cycle, and its last one may be cut short by the next day.
     """
-    now_s %= DAY_S
     cycle_s = math.floor(now_s / every_s) * every_s
     on = now_s < cycle_s + on_s
     return on, min(cycle_s + (on_s if on else every_s), DAY_S)

@@ -69,6 +69,12 @@ def test_cut_to_the_sample_by_utc(rows: int) -> None:
     assert set(said) == {"on", "off_duty"}
 
 
+def test_borders_that_floating_point_cannot_hold() -> None:
+    """1.1 s of every 3.3 s: 9.9 / 3.3 is less than 3 in floating point."""
+    said = told([*OnDuty(Stream(counted(range(0, 50001, 250))), DutySettings(1.1, 3.3)).blocks()], 50000)
+    assert ((np.arange(50000) % 3300 < 1100) == (said == "on")).all()
+
+
 def test_position_where_utc_is_unknown() -> None:
     said = told([*OnDuty(Stream(counted(range(0, 19801, 300))), DutySettings(1, 4)).blocks()], 19800)
     assert ((np.arange(19800) % 4000 < 1000) == (said == "on")).all()
