@@ -26,6 +26,7 @@ class Key:
     instead : what stands in the reference for a default of None.
     doc : one line.
     reload : whether a running daemon takes a new value when it is told to reload (SIGHUP).
+    secret : whether the value is not to be printed or logged.
     """
 
     kind: str
@@ -35,12 +36,14 @@ class Key:
     instead: str
     doc: str
     reload: bool
+    secret: bool = False
 
 
 def key(default: Any, kind: str, check: Callable[[Any], bool], make: Callable[[Any], Any], doc: str,
-        instead: str = "", reload: bool = False) -> Any:  # fmt: skip
+        instead: str = "", reload: bool = False, secret: bool = False) -> Any:  # fmt: skip
     """A dataclass field that carries its definition; `null` is allowed where the default is None."""
-    return field(default=default, metadata={"key": Key(kind, check, make, default is None, instead, doc, reload)})
+    definition = Key(kind, check, make, default is None, instead, doc, reload, secret)
+    return field(default=default, metadata={"key": definition})
 
 
 def number(
@@ -62,9 +65,9 @@ def switch(default: bool, doc: str, reload: bool = False) -> Any:
     return key(default, "true or false", lambda value: isinstance(value, bool), bool, doc, reload=reload)
 
 
-def text(default: str | None, doc: str, instead: str = "", reload: bool = False) -> Any:
-    """Any text."""
-    return key(default, "text", lambda value: isinstance(value, str), str, doc, instead, reload)
+def text(default: str | None, doc: str, instead: str = "", reload: bool = False, secret: bool = False) -> Any:
+    """Any text; a password is `secret`."""
+    return key(default, "text", lambda value: isinstance(value, str), str, doc, instead, reload, secret)
 
 
 def choice(default: str | None, names: Sequence[str], doc: str, instead: str = "", reload: bool = False) -> Any:
@@ -166,7 +169,7 @@ def _value(item: Field[Any], raw: Any, where: str, faults: list[str]) -> Any:
         return None
     if definition.check(raw):
         return definition.make(raw)
-    faults.append(f"{where} must be {allowed(definition)}, not {raw!r}")
+    faults.append(f"{where} must be {allowed(definition)}" + ("" if definition.secret else f", not {raw!r}"))
     return WRONG
 
 

@@ -21,7 +21,7 @@ from orcawatch.config import (
     reference_page,
 )
 from orcawatch.errors import ConfigError
-from orcawatch.keys import joined, leaves, path, whole
+from orcawatch.keys import joined, leaves, path, text, whole
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,6 +76,7 @@ class BellSettings(SinkSettings):
     """A sink that rings a bell."""
 
     pulls: int = whole(1, 1, 9, "How often.")
+    password: str = text("", "To get in.", secret=True)
     log: Path | None = path(None, "Where each is noted.", "nowhere")  # noqa: RUF009
 
 
@@ -117,6 +118,11 @@ def test_keys_of_a_plugin_are_checked_like_our_own(tmp_path: Path, bell: None) -
         "sinks: bell is the name of several; give each a `name` of its own",
     ):
         assert part in text
+
+
+def test_secret_is_not_told(tmp_path: Path, bell: None) -> None:
+    fault = faults_of(tmp_path, "sinks: [{kind: bell, password: 271828}]\n")
+    assert "sinks[0].password must be text" in fault and "271828" not in fault
 
 
 def test_path_of_a_plugin_is_relative_to_the_file(tmp_path: Path, bell: None) -> None:
