@@ -130,14 +130,15 @@ class Ladder:
     ----------
     steps : as given.
     number : index of the step in force.
+    step_up_s, recover_s : as given; they may be replaced at any time.
     """
 
     def __init__(self, steps: Sequence[Step], step_up_s: float, recover_s: float) -> None:
         self.steps = tuple(steps)
         self.number = 0
-        self._step_up_s = step_up_s
-        self._recover_s = recover_s
-        self._waits_s = [recover_s] * len(self.steps)  # before the way back to each step
+        self.step_up_s = step_up_s
+        self.recover_s = recover_s
+        self._patience = [1] * len(self.steps)  # times `recover_s`: the wait before the way back to each step
         self._back_s = [float("-inf")] * len(self.steps)  # when the way back led to each step
         self._calm_s: float | None = None  # since when the backlog is near zero
         self._mark: tuple[float, float] | None = None  # (time, backlog) that the next backlog is compared with
@@ -159,7 +160,7 @@ class Ladder:
         -------
         The new step where it changes; `number` is its index.
         """
-        if behind_s <= NEAR_ZERO * self._step_up_s:
+        if behind_s <= NEAR_ZERO * self.step_up_s:
             self._mark = None
             return self._calm(now_s)
         self._calm_s = None
@@ -167,12 +168,12 @@ class Ladder:
 
     def _busy(self, behind_s: float, now_s: float) -> Step | None:
         if self._mark is not None:
-            if now_s - self._mark[0] < self._step_up_s:
+            if now_s - self._mark[0] < self.step_up_s:
                 return None
             if behind_s < self._mark[1]:
                 self._mark = (now_s, behind_s)
                 return None
-        if behind_s < self._step_up_s:
+        if behind_s < self.step_up_s:
             return None
         self._mark = (now_s, behind_s)
         return self._down(now_s)
@@ -180,16 +181,19 @@ class Ladder:
     def _down(self, now_s: float) -> Step | None:
         if self.number == len(self.steps) - 1:
             return None
-        soon = now_s - self._back_s[self.number] < SOON * self._recover_s
-        longer_s = min(2 * self._waits_s[self.number], max(LONGEST_WAIT_S, self._recover_s))
-        self._waits_s[self.number] = longer_s if soon else self._recover_s
+        soon = now_s - self._back_s[self.number] < SOON * self.recover_s
+        self._patience[self.number] = 2 * self._patience[self.number] if soon else 1
         self.number += 1
         return self.step
 
     def _calm(self, now_s: float) -> Step | None:
         self._calm_s = now_s if self._calm_s is None else self._calm_s
-        if self.number == 0 or now_s - self._calm_s < self._waits_s[self.number - 1]:
+        if self.number == 0 or now_s - self._calm_s < self._wait_s(self.number - 1):
             return None
         self.number -= 1
         self._calm_s = self._back_s[self.number] = now_s
         return self.step
+
+    def _wait_s(self, number: int) -> float:
+        """How long the backlog must be near zero before the way back to a step."""
+        return min(self._patience[number] * self.recover_s, max(LONGEST_WAIT_S, self.recover_s))

@@ -125,6 +125,15 @@ def test_next_step_only_where_the_backlog_does_not_shrink() -> None:
     assert found.update(999.0, 60.0) is None and found.number == 3
 
 
+def test_new_times_count_at_once() -> None:
+    found = ladder()
+    found.step_up_s, found.recover_s = 10.0, 30.0
+    assert found.update(9.9, 0.0) is None
+    assert found.update(10.0, 1.0) == found.steps[1]
+    assert found.update(0.0, 10.0) is None and found.update(2.0, 39.0) is None
+    assert found.update(1.0, 40.0) == found.steps[0]
+
+
 @given(st.lists(st.tuples(st.floats(0, 60), st.floats(0.01, 100)), max_size=200), st.integers(1, 6))
 def test_one_step_at_a_time_and_the_same_again(events: list[tuple[float, float]], count: int) -> None:
     one, other, now = ladder(count), ladder(count), 0.0
