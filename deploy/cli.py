@@ -1,4 +1,4 @@
-"""`orcawatch deploy`: from a training run to a bundle."""
+"""`orcawatch deploy`: the service on a buoy, and the way from a training run to a bundle."""
 
 from __future__ import annotations
 
@@ -24,12 +24,89 @@ QUANTIZATION = click.option(
 MOST_MS = click.option("--most-ms", type=float, help="Most milliseconds per window and channel, on this machine.")
 MOST_MB = click.option("--most-mb", type=float, help="Most megabytes of the backbones' files.")
 TIMED = click.option("--timed-windows", type=click.IntRange(1), default=20, show_default=True, help="Windows timed.")
+CONFIG = click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("/etc/orcawatch/config.yaml"),
+    show_default=True,
+    metavar="FILE",
+    help="The settings that the service reads.",
+)
+ROOT = click.option(
+    "--root",
+    type=click.Path(path_type=Path, exists=True, file_okay=False, resolve_path=True),
+    default=Path("/"),
+    show_default=True,
+    metavar="FOLDER",
+    help="Prepare the system in this folder, an image for instance; nothing is started.",
+)
 OUT = click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder.  [default: RUN/deploy]")
 
 
 @click.group()
 def deploy() -> None:
-    """Quantize training runs, weigh their cost, make bundles and verify them (needs the extra `train`)."""
+    """Install the service; quantize training runs, weigh their cost, make bundles and verify them.
+
+    install, uninstall and status run on the buoy as it is; the others need the extra `train`.
+    """
+
+
+@deploy.command()
+@CONFIG
+@click.option("--start/--no-start", default=True, show_default=True, help="Start it now, too.")
+@ROOT
+@click.option("--dry-run", is_flag=True, help="Print what would be written and run, do nothing.")
+def install(config: Path, start: bool, root: Path, dry_run: bool) -> None:
+    """Install this orcawatch as a service of systemd that starts at boot.
+
+    Writes the unit, its user and its folders, and commented settings where there are none; what exists of settings is
+    never changed. Running it again is harmless: it writes what differs, and restarts the service only then.
+    """
+    from . import service
+
+    if not dry_run:
+        service.check_machine(root, start)
+    plan = service.plan_install(config, service.program(), root, start)
+    if dry_run:
+        click.echo(service.described(plan))
+        return
+    service.carry_out(plan)
+    for path in plan.files:
+        click.echo(f"written: {path}")
+    click.echo("running: orcawatch deploy status" if start and root == service.MACHINE else "installed, not started")
+
+
+@deploy.command()
+@ROOT
+@click.option("--purge", is_flag=True, help="Delete settings and data, too.")
+@click.option("--yes", is_flag=True, help="Do not ask before a purge.")
+def uninstall(root: Path, purge: bool, yes: bool) -> None:
+    """Stop the service and remove it; settings and data stay."""
+    from . import service
+
+    service.check_machine(root, start=False)
+    if purge and not yes:
+        folders = ", ".join(str(path) for path in service.purged(root)) or "nothing"
+        click.confirm(f"This deletes {folders}, with all detections in it. Go on?", abort=True)
+    for path in service.remove(root):
+        click.echo(f"removed: {path}")
+    if purge:
+        for path in service.purge(root):
+            click.echo(f"removed: {path}")
+
+
+@deploy.command()
+@click.pass_context
+def status(ctx: click.Context) -> None:
+    """Print how the service fares; the exit code is 0 where it runs and its ledger is kept, else 1."""
+    from .health import report
+
+    found = report()
+    for name, text in found.lines:
+        click.echo(f"{name:<11} {text}")
+    for problem in found.problems:
+        click.echo(f"problem     {problem}")
+    ctx.exit(1 if found.problems else 0)
 
 
 @deploy.command()

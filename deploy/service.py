@@ -1,0 +1,252 @@
+"""The systemd service: what is written where, and what is run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from configparser import ConfigParser
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..durable import write_bytes
+from ..errors import InputError, OrcawatchError
+
+UNIT = "orcawatch.service"
+USER = "orcawatch"
+UNIT_PATH = Path("/etc/systemd/system") / UNIT
+CONFIGURATION = Path("/etc/orcawatch/config.yaml")
+STATE = Path("/var/lib/orcawatch")
+CACHE = Path("/var/cache/orcawatch")
+# From the file as it ships to where it goes.
+FILES = {
+    "orcawatch.sysusers": Path("/etc/sysusers.d/orcawatch.conf"),
+    "orcawatch.tmpfiles": Path("/etc/tmpfiles.d/orcawatch.conf"),
+    "orcawatch.service": UNIT_PATH,
+}
+HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # ProtectHome= and PrivateTmp= of the unit
+MACHINE = Path("/")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an installation does.
+
+    Attributes
+    ----------
+    files : text by path, without those that are there already and the same.
+    commands : run in this order after the files were written.
+    """
+
+    files: Mapping[Path, str]
+    commands: Sequence[Sequence[str]]
+
+
+def plan_install(config: Path, command: str, root: Path = MACHINE, start: bool = True) -> Plan:
+    """The files and commands that make the service; what is there already is not written again.
+
+    Parameters
+    ----------
+    config : the settings that the service reads. A commented file is made where there is none, and none is overwritten.
+    command : the program, as the unit's `ExecStart=` takes it (see `program`).
+    root : the system's root folder; another than `/` is prepared and nothing is started.
+    start : start the service, or start it again where its files have changed.
+
+    Raises
+    ------
+    InputError : the settings are wrong, or lie where the service cannot see them.
+    """
+    config = absolute(config)
+    check_visible(config, "the settings")
+    texts = {inside(root, path): shipped(name) for name, path in FILES.items()}
+    if not inside(root, config).exists():
+        texts[inside(root, config)] = shipped("config.yaml")
+    texts[inside(root, UNIT_PATH)] = unit_text(command, config, output_of(root, config))
+    files = {path: text for path, text in texts.items() if not path.exists() or path.read_text() != text}
+    return Plan(files, list(install_commands(root, start, changed=bool(files))))
+
+
+def install_commands(root: Path, start: bool, changed: bool) -> Iterator[Sequence[str]]:
+    """What has to be run once the files are written."""
+    within = [] if root == MACHINE else [f"--root={root}"]
+    yield ["systemd-sysusers", *within, "orcawatch.conf"]
+    yield ["systemd-tmpfiles", *within, "--create", "orcawatch.conf"]
+    if not within:
+        yield ["systemctl", "daemon-reload"]
+    yield ["systemctl", *within, "enable", UNIT]
+    if start and not within:
+        yield ["systemctl", "restart" if changed else "start", UNIT]
+
+
+def carry_out(plan: Plan) -> None:
+    """Write the files, each whole or not at all, and run the commands.
+
+    Raises
+    ------
+    OrcawatchError : a file cannot be written, or a command fails.
+    """
+    for path, text in plan.files.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, text.encode())
+        except OSError as fault:
+            raise OrcawatchError(f"{path} cannot be written: {fault.strerror}; run this as root") from fault
+    for command in plan.commands:
+        run(command)
+
+
+def remove(root: Path = MACHINE) -> list[Path]:
+    """Stop and disable the service and delete its files; settings and data stay. The deleted files."""
+    within = [] if root == MACHINE else [f"--root={root}"]
+    there = [path for path in (inside(root, place) for place in FILES.values()) if path.exists()]
+    if inside(root, UNIT_PATH) in there:
+        run(["systemctl", *within, "disable", *([] if within else ["--now"]), UNIT])
+    for path in there:
+        path.unlink()
+    if not within:
+        run(["systemctl", "daemon-reload"])
+    return there
+
+
+def purged(root: Path = MACHINE) -> list[Path]:
+    """What a purge deletes: the folders of settings, data and cache that are there."""
+    return [path for path in (inside(root, place) for place in (CONFIGURATION.parent, STATE, CACHE)) if path.exists()]
+
+
+def purge(root: Path = MACHINE) -> list[Path]:
+    """Delete settings and data, and the service's user. The deleted folders."""
+    folders = purged(root)
+    for path in folders:
+        shutil.rmtree(path)
+    if root == MACHINE and run(["id", "--user", USER], check=False):
+        run(["userdel", USER])
+    return folders
+
+
+def check_machine(root: Path, start: bool) -> None:
+    """Raise OrcawatchError where nothing can be installed: not root, or no systemd."""
+    if root == MACHINE and os.geteuid() != 0:
+        raise OrcawatchError(
+            f"the service is installed and removed by root: sudo {' '.join(sys.argv)}; --dry-run shows what is done"
+        )
+    if shutil.which("systemctl") is None:
+        raise OrcawatchError("this machine has no systemd (systemctl is missing): run `orcawatch run` by other means")
+    if root == MACHINE and start and not Path("/run/systemd/system").is_dir():
+        raise OrcawatchError(
+            "this machine was not booted by systemd, so nothing can be started: --no-start only prepares the service"
+        )
+
+
+def program(interpreter: Path = Path(sys.executable), script: Path = Path(sys.argv[0])) -> str:
+    """The console script that runs now, or its interpreter with the module, quoted for `ExecStart=`.
+
+    Raises
+    ------
+    InputError : it lies where the service cannot see it.
+    """
+    script = absolute(script)
+    for path in (interpreter, interpreter.resolve(), script):
+        check_visible(path, "orcawatch")
+    if script.name == "orcawatch" and os.access(script, os.X_OK):
+        return quoted(script)
+    return f"{quoted(interpreter)} -m orcawatch.cli"
+
+
+def check_visible(path: Path, what: str) -> None:
+    """Raise InputError for a path that the service's sandbox hides."""
+    hiding = [folder for folder in HIDDEN if path.is_relative_to(folder)]
+    if hiding:
+        raise InputError(
+            f"{what} cannot be at {path}: the service does not see what is under {hiding[0]}; "
+            "use /opt/orcawatch for the program (python3 -m venv /opt/orcawatch) and /etc/orcawatch for settings"
+        )
+
+
+def unit_text(command: str, config: Path, output: Path) -> str:
+    """The unit file."""
+    text = shipped(UNIT).replace("@COMMAND@", command)
+    text = text.replace("--config @CONFIGURATION@", f"--config {quoted(config)}")
+    text = text.replace("ReadWritePaths=-@OUTPUT@", f"ReadWritePaths={quoted(output, before='-')}")
+    return text.replace("@CONFIGURATION@", str(config)).replace("@OUTPUT@", str(output))
+
+
+def output_of(root: Path, config: Path) -> Path:
+    """The output folder that the settings name, or the service's own where there are none yet.
+
+    Raises
+    ------
+    ConfigError : the settings are wrong.
+    """
+    from ..config import load_settings
+
+    path = inside(root, config)
+    if not path.exists():
+        return STATE
+    return STATE / outside(root, load_settings(path).output)
+
+
+def shipped(name: str) -> str:
+    """Text of a file that comes with the package."""
+    from importlib import resources
+
+    return resources.files("orcawatch.systemd").joinpath(name).read_text(encoding="utf-8")
+
+
+def quoted(path: Path, before: str = "") -> str:
+    """A path as one word of a unit file.
+
+    Raises
+    ------
+    InputError : systemd takes no such character in the name of a program.
+    """
+    if odd := sorted(set(str(path)) & set("\"'\\$;\n")):
+        raise InputError(f"{path} has {' '.join(odd)!r} in its name, which systemd does not take; name it without")
+    text = before + str(path).replace("%", "%%")
+    return f'"{text}"' if len(text.split()) > 1 else text
+
+
+def absolute(path: Path) -> Path:
+    """The path from the root on; links stay as they are."""
+    return Path.cwd() / path
+
+
+def inside(root: Path, path: Path) -> Path:
+    """Where a path of the system lies under its root folder."""
+    return root / path.relative_to("/")
+
+
+def outside(root: Path, path: Path) -> Path:
+    """The reverse of `inside`; a path that is not under the root stays."""
+    return MACHINE / path.relative_to(root) if path.is_absolute() and path.is_relative_to(root) else path
+
+
+def run(command: Sequence[str], check: bool = True) -> str:
+    """Run a command; its output.
+
+    Raises
+    ------
+    OrcawatchError : it cannot be run, or fails and `check` is set.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as fault:
+        raise OrcawatchError(f"`{' '.join(command)}` cannot be run: {fault.strerror}; is systemd installed?") from fault
+    if check and done.returncode != 0:
+        said = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
+        raise OrcawatchError(f"`{' '.join(command)}` failed: {said}")
+    return done.stdout if done.returncode == 0 else ""
+
+
+def installed_output(root: Path = MACHINE) -> Path:
+    """The output folder that the installed unit names."""
+    unit = ConfigParser(strict=False, interpolation=None, delimiters=("=",))
+    unit.read(inside(root, UNIT_PATH))
+    return Path(unit.get("X-Orcawatch", "Output", fallback=str(STATE)))
+
+
+def described(plan: Plan) -> str:
+    """A plan for people, as files and shell lines."""
+    parts = [f"# {path}\n{text}" for path, text in plan.files.items()]
+    return "\n".join([*parts, *(f"$ {' '.join(command)}" for command in plan.commands)])

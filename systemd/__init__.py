@@ -1,0 +1,1 @@
+"""The files of the service, as `orcawatch deploy install` writes them."""

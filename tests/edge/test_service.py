@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from configparser import ConfigParser
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from orcawatch.config import Settings, load_settings
+from orcawatch.deploy import health, service
+from orcawatch.deploy.cli import deploy
+from orcawatch.errors import ConfigError, InputError, OrcawatchError
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = "/opt/orcawatch/bin/orcawatch"
+MOST_EXPOSED = 2.0
+NOW = datetime(2026, 11, 23, 12, 0, tzinfo=timezone.utc)
+ACTIVE = {
+    **dict.fromkeys(health.PROPERTIES, ""),
+    "LoadState": "loaded",
+    "ActiveState": "active",
+    "SubState": "running",
+    "UnitFileState": "enabled",
+}
+
+needs_systemd = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="systemd-analyze is missing (Debian: the package systemd)"
+)
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The unit as it is installed, with a program that exists."""
+    command = str(shutil.which("true"))
+    path = tmp_path / service.UNIT
+    path.write_text(service.unit_text(command, service.CONFIGURATION, service.STATE))
+    return path
+
+
+def unit_values(text: str) -> ConfigParser:
+    found = ConfigParser(strict=False, interpolation=None, delimiters=("=",))
+    found.read_string(text)
+    return found
+
+
+def plan(root: Path, **changes: object) -> service.Plan:
+    settings: dict[str, object] = {"config": service.CONFIGURATION, "command": COMMAND, "root": root, **changes}
+    return service.plan_install(**settings)  # type: ignore[arg-type]
+
+
+def write_files(found: service.Plan) -> None:
+    service.carry_out(replace(found, commands=[]))
+
+
+@needs_systemd
+def test_the_sandbox_leaves_an_exposure_of_at_most_two(unit: Path) -> None:
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--no-pager", f"--threshold={MOST_EXPOSED * 10:g}", unit],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    exposure = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
+    assert exposure is not None, done.stderr
+    assert float(exposure[1]) <= MOST_EXPOSED and done.returncode == 0
+
+
+@needs_systemd
+def test_systemd_has_nothing_to_say_about_the_unit(unit: Path) -> None:
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+    about_it = [line for line in done.stderr.splitlines() if "orcawatch" in line]
+    assert (about_it, done.returncode) == ([], 0)
+
+
+def test_the_unit_keeps_what_capture_and_clock_need(unit: Path) -> None:
+    values = unit_values(unit.read_text())["Service"]
+    assert "MemoryDenyWriteExecute" not in values and "PrivateDevices" not in values
+    assert values["DeviceAllow"] == "char-alsa rw" and values["SupplementaryGroups"] == "audio"
+    assert values["KillMode"] == "mixed"
+
+
+@needs_systemd
+@pytest.mark.skipif(shutil.which("systemd-sysusers") is None, reason="systemd-sysusers is missing")
+def test_an_image_is_prepared(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    for name in ("passwd", "group"):
+        (tmp_path / "etc" / name).touch()
+    found = plan(tmp_path)
+    if os.geteuid() != 0:
+        found = replace(found, commands=[command for command in found.commands if command[0] == "systemctl"])
+    service.carry_out(found)
+    assert (tmp_path / "etc/systemd/system/multi-user.target.wants/orcawatch.service").is_symlink()
+    if os.geteuid() == 0:
+        assert re.search(r"^audio:.*orcawatch", (tmp_path / "etc/group").read_text(), re.MULTILINE)
+        assert (tmp_path / "var/lib/orcawatch").is_dir()
+        assert (tmp_path / "etc/orcawatch/config.yaml").stat().st_mode & 0o777 == 0o640
+    removed = service.remove(tmp_path)
+    assert sorted(removed) == sorted(tmp_path / path.relative_to("/") for path in service.FILES.values())
+    assert not (tmp_path / "etc/systemd/system/multi-user.target.wants/orcawatch.service").is_symlink()
+    assert (tmp_path / "etc/orcawatch/config.yaml").is_file()
+
+
+def test_a_second_installation_writes_nothing(tmp_path: Path) -> None:
+    write_files(plan(tmp_path))
+    assert dict(plan(tmp_path).files) == {}
+
+
+def test_an_upgrade_writes_what_differs_and_never_the_settings(tmp_path: Path) -> None:
+    write_files(plan(tmp_path))
+    settings = tmp_path / "etc/orcawatch/config.yaml"
+    settings.write_text("station: mine\n")
+    found = plan(tmp_path, command="/opt/newer/bin/orcawatch")
+    assert list(found.files) == [tmp_path / "etc/systemd/system/orcawatch.service"]
+    write_files(found)
+    assert settings.read_text() == "station: mine\n"
+
+
+def test_the_service_is_restarted_only_where_its_files_changed() -> None:
+    first = list(service.install_commands(service.MACHINE, start=True, changed=True))
+    again = list(service.install_commands(service.MACHINE, start=True, changed=False))
+    assert first[:-1] == again[:-1]
+    assert (first[-1][:2], again[-1][:2]) == (["systemctl", "restart"], ["systemctl", "start"])
+    for quiet in ((service.MACHINE, False), (Path("/image"), True)):
+        commands = list(service.install_commands(*quiet, changed=True))
+        assert not any({"start", "restart"} & set(command) for command in commands)
+
+
+def test_wrong_settings_are_told_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "etc/orcawatch").mkdir(parents=True)
+    (tmp_path / "etc/orcawatch/config.yaml").write_text("statoin: x\nthreads: 0\n")
+    with pytest.raises(ConfigError, match=r"2 faults[\s\S]*did you mean station"):
+        plan(tmp_path)
+    assert not (tmp_path / "etc/systemd").exists()
+
+
+def test_the_service_may_write_where_the_settings_say(tmp_path: Path) -> None:
+    (tmp_path / "etc/orcawatch").mkdir(parents=True)
+    (tmp_path / "etc/orcawatch/config.yaml").write_text("output: /media/sea data\n")
+    write_files(plan(tmp_path))
+    text = (tmp_path / "etc/systemd/system/orcawatch.service").read_text()
+    assert unit_values(text)["Service"]["ReadWritePaths"] == '"-/media/sea data"'
+    assert service.installed_output(tmp_path) == Path("/media/sea data")
+
+
+@pytest.mark.parametrize(
+    ("output", "place"),
+    [("", "/var/lib/orcawatch/orcawatch-out"), ("output: data", "/etc/orcawatch/data"), ("output: /srv/x", "/srv/x")],
+)
+def test_output_is_found_as_the_service_will_find_it(tmp_path: Path, output: str, place: str) -> None:
+    (tmp_path / "etc/orcawatch").mkdir(parents=True)
+    (tmp_path / "etc/orcawatch/config.yaml").write_text(output)
+    assert service.output_of(tmp_path, service.CONFIGURATION) == Path(place)
+
+
+def test_the_shipped_settings_are_valid_with_and_without_their_examples(tmp_path: Path) -> None:
+    text = service.shipped("config.yaml")
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    assert load_settings(file) == replace(Settings(), output=service.STATE)
+    every = re.sub(r"^# (?=[ a-z_]+:|  - )", "", text.split("\n\n", 1)[1], flags=re.MULTILINE)
+    assert len(yaml.safe_load(every)) > 6
+    file.write_text(every)
+    assert load_settings(file).hydrophones[3].serial == "1045"
+
+
+@pytest.mark.parametrize("place", ["/home/me/config.yaml", "/root/config.yaml", "/tmp/config.yaml"])
+def test_what_the_service_cannot_see_is_refused(tmp_path: Path, place: str) -> None:
+    with pytest.raises(InputError, match="does not see"):
+        plan(tmp_path, config=Path(place))
+    with pytest.raises(InputError, match="/opt/orcawatch"):
+        service.program(Path("/usr/bin/python3"), Path(place))
+
+
+def test_the_program_is_the_one_that_runs() -> None:
+    script = Path(sys.executable).with_name("orcawatch")
+    assert service.program(Path("/usr/bin/python3"), Path("/opt/x/cli.py")) == "/usr/bin/python3 -m orcawatch.cli"
+    if script.exists() and not any(script.is_relative_to(folder) for folder in service.HIDDEN):
+        assert service.program(Path("/usr/bin/python3"), script) == str(script)
+
+
+@needs_systemd
+@pytest.mark.parametrize("name", ["with space", "100%", "émile"])
+def test_a_path_survives_the_unit_file(tmp_path: Path, name: str) -> None:
+    odd = tmp_path / name
+    odd.mkdir()
+    program = odd / "orcawatch"
+    program.symlink_to(str(shutil.which("true")))
+    unit = tmp_path / service.UNIT
+    unit.write_text(service.unit_text(service.quoted(program), odd / "config.yaml", odd))
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+    assert [line for line in done.stderr.splitlines() if "orcawatch" in line] == []
+
+
+@pytest.mark.parametrize("name", ["a$b", 'qu"ote', "back\\slash", "line\nbreak", "a;b"])
+def test_a_path_that_systemd_would_misread_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="systemd does not take"):
+        service.quoted(Path("/opt") / name)
+
+
+def test_dry_run_writes_nothing_and_says_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "program", lambda: COMMAND)
+    done = CliRunner().invoke(deploy, ["install", "--dry-run", "--root", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert f"ExecStart={COMMAND} run --config /etc/orcawatch/config.yaml" in done.output
+    assert "$ systemctl" in done.output and "@" not in re.sub(
+        "@system-service|@privileged|@resources|@ signs", "", done.output
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_root_installs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(OrcawatchError, match="sudo"):
+        service.check_machine(service.MACHINE, start=True)
+
+
+def test_a_machine_without_systemd_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(OrcawatchError, match="no systemd"):
+        service.check_machine(tmp_path, start=False)
+
+
+def test_a_failing_command_is_told_with_its_own_words(tmp_path: Path) -> None:
+    command = ["sh", "-c", "echo no such unit >&2; exit 5"]
+    with pytest.raises(OrcawatchError, match="no such unit"):
+        service.carry_out(service.Plan({}, [command]))
+    with pytest.raises(OrcawatchError, match="cannot be run"):
+        service.run(["/no/such/program"])
+
+
+def test_a_disk_that_refuses_is_told(tmp_path: Path) -> None:
+    (tmp_path / "etc").write_text("a file in the way")
+    with pytest.raises(OrcawatchError, match="cannot be written"):
+        service.carry_out(plan_of(tmp_path / "etc/x"))
+
+
+def plan_of(path: Path) -> service.Plan:
+    return service.Plan({path: "text"}, [])
+
+
+def test_uninstalling_asks_before_it_deletes_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "check_machine", lambda root, start: None)
+    data = tmp_path / "var/lib/orcawatch/detections.sqlite"
+    data.parent.mkdir(parents=True)
+    data.touch()
+    asked = CliRunner().invoke(deploy, ["uninstall", "--purge", "--root", str(tmp_path)], input="n\n")
+    assert asked.exit_code == 1 and data.exists() and "all detections" in asked.output
+    kept = CliRunner().invoke(deploy, ["uninstall", "--root", str(tmp_path)])
+    assert kept.exit_code == 0 and data.exists()
+    gone = CliRunner().invoke(deploy, ["uninstall", "--purge", "--yes", "--root", str(tmp_path)])
+    assert gone.exit_code == 0 and not data.exists()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Callable[[float], Path]:
+    """A log whose ledger ends so many seconds before `NOW`."""
+
+    def make(age_s: float) -> Path:
+        from orcawatch.store import Store
+
+        path = tmp_path / "data" / health.DATABASE
+        end = (NOW - timedelta(seconds=age_s)).isoformat()
+        with Store(path) as store, store.transaction() as connection:
+            connection.execute(
+                "INSERT INTO ledger (session, kind, cause, start_utc, end_utc) VALUES (1, 'gap', 'device gone', ?, ?)",
+                (end, end),
+            )
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize(("age_s", "problems"), [(20.0, 0), (400.0, 1)])
+def test_a_ledger_that_nobody_keeps_is_a_problem(log: Callable[[float], Path], age_s: float, problems: int) -> None:
+    account = health.read_account(log(age_s))
+    assert dict(health.account_lines(account, NOW))["ledger"].startswith("gap: device gone until 2026-11-23")
+    found = list(health.account_problems(account, ACTIVE, NOW))
+    assert len(found) == problems and all("no entry for 400 s" in text for text in found)
+
+
+def test_reading_the_log_leaves_it_as_it_is(log: Callable[[float], Path]) -> None:
+    path = log(1.0)
+    before = path.read_bytes()
+    health.read_account(path)
+    assert path.read_bytes() == before
+
+
+def test_a_log_that_is_not_there_is_a_problem_with_a_cure(tmp_path: Path) -> None:
+    account = health.read_account(tmp_path / health.DATABASE)
+    assert not (tmp_path / health.DATABASE).exists()
+    assert "orcawatch doctor" in next(health.account_problems(account, ACTIVE, NOW))
+    damaged = tmp_path / "damaged.sqlite"
+    damaged.write_bytes(b"SQLite format 3\0" + bytes(200))
+    with pytest.raises(sqlite3.Error), sqlite3.connect(damaged) as connection:
+        connection.execute("SELECT * FROM ledger")
+    assert "cannot be read" in health.read_account(damaged).fault
+
+
+def test_a_service_that_does_not_run_is_a_problem() -> None:
+    assert list(health.service_problems(ACTIVE)) == []
+    failed = {**ACTIVE, "ActiveState": "activating", "Result": "watchdog", "UnitFileState": "disabled"}
+    assert [text.split(":")[0] for text in health.service_problems(failed)] == [
+        "the service is activating (last result watchdog, exit code )",
+        "the service does not start at boot",
+    ]
+
+
+def test_the_service_commands_load_no_training_library() -> None:
+    code = (
+        "import sys; from orcawatch.deploy.cli import deploy\n"
+        "try:\n    deploy(['install', '--dry-run', '--root', '/var/empty-root'], 'orcawatch')\n"
+        "except SystemExit:\n    pass\n"
+        "print(*sorted({name.split('.')[0] for name in sys.modules}), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT / "docs")
+    loaded = set(done.stderr.split())
+    assert "click" in loaded
+    assert not loaded & {"tensorflow", "tqdm", "numpy", "matplotlib", "soundfile", "sounddevice"}
