@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -21,9 +21,10 @@ BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 BIN_S = 1.0  # of the arrivals in this long, the earliest is kept
 FIT_S = 600.0  # how far back the line through the earliest arrivals reaches
-FIT_LEAST_S = 120.0  # what it takes to measure the drift
+FIT_LEAST_S = 20.0  # what it takes to follow the drift
+DRIFT_LEAST_S = 120.0  # what it takes to tell it
 REFIT_S = 5.0
-STEEPEST = 500e-6  # a card that is further off than this is losing samples
+STEEPEST = 2000e-6  # a card that is slower than this is losing samples; PulseAudio's null sink is off by 750e-6
 LOSS_S = 10.0
 LOSS_BLOCKS = 5
 LATE_S = 0.05  # all arrivals of LOSS_S are later than this: samples were lost
@@ -144,7 +145,7 @@ class Line:
         return self.offset_s + self.slope * nominal_s
 
 
-def lower_hull(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+def lower_hull(points: Collection[tuple[float, float]]) -> list[tuple[float, float]]:
     """Corners of the lower convex hull of points that are sorted by their first number."""
     hull: list[tuple[float, float]] = []
     for x, y in points:
@@ -160,7 +161,7 @@ def _above(left: tuple[float, float], middle: tuple[float, float], right: tuple[
     return (middle[1] - left[1]) * (right[0] - left[0]) >= rise
 
 
-def lower_slope(points: Sequence[tuple[float, float]]) -> float:
+def lower_slope(points: Collection[tuple[float, float]]) -> float:
     """Slope of the line below all points whose mean distance to them is least.
 
     It runs along the edge of the lower hull that spans the points' mean (the linear programme of Moon, Skelly and
@@ -260,7 +261,7 @@ class SampleClock:
 
     @property
     def drift_ppm(self) -> float | None:
-        """How much faster than nominal the card runs, parts per million; None until `FIT_LEAST_S` were heard."""
+        """How much faster than nominal the card runs, parts per million; None until `DRIFT_LEAST_S` were heard."""
         return None if self._drift is None else -self._drift * 1e6
 
     @property
@@ -325,8 +326,11 @@ class SampleClock:
 
     def _fit(self) -> None:
         slope = self._line.slope
-        if self._bins[-1][0] - self._bins[0][0] >= FIT_LEAST_S:
-            slope = self._drift = min(max(lower_slope(self._bins), -STEEPEST), STEEPEST)
+        heard_s = self._bins[-1][0] - self._bins[0][0]
+        if heard_s >= FIT_LEAST_S:
+            slope = min(max(lower_slope(self._bins), -STEEPEST), STEEPEST)
+        if heard_s >= DRIFT_LEAST_S:
+            self._drift = slope
         points = [*self._bins, *((nominal_s, late_s) for _, nominal_s, late_s in self._recent)]
         self._line = Line(min(late_s - slope * nominal_s for nominal_s, late_s in points), slope)
 
