@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,6 +188,9 @@ class SinkSettings:
     name: str = text("", "Name of its queue; the kind where it is empty. Two sinks of one kind need names.")
     send: tuple[str, ...] = several(MESSAGES, MESSAGES, "Which messages to send.")
     bytes_per_hour: int | None = whole(None, 100, 10**12, "Most that is sent in an hour.", "no limit")
+    max_mb: float = number(
+        64, 1, 100000, "MB", "Messages that may wait; beyond it the oldest thumbnails go, then heartbeats, then effort."
+    )
 
     @property
     def queue(self) -> str:
@@ -278,6 +281,19 @@ def load_settings(file: Path) -> Settings:
     ------
     ConfigError : the file cannot be read, or is wrong; the text lists every fault.
     """
+    settings, _, faults = read_settings(file)
+    refuse(file, faults)
+    warn_of_threads(settings.threads)
+    return settings
+
+
+def read_settings(file: Path) -> tuple[Settings, Any, list[str]]:
+    """The settings of a YAML file (what is wrong in it has its default), its content, and its faults.
+
+    Raises
+    ------
+    ConfigError : the file cannot be read.
+    """
     import yaml
 
     faults: list[str] = []
@@ -289,12 +305,14 @@ def load_settings(file: Path) -> Settings:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
         raise ConfigError(f"{file} cannot be read as YAML: {fault}") from fault
     settings: Settings = build(Settings, raw, "", faults)
+    return relative_to(settings, raw, file.parent), raw, faults
+
+
+def refuse(file: Path, faults: Sequence[str]) -> None:
+    """Raise ConfigError with every fault of a file, where there are any."""
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise ConfigError(f"{file} has {count}:\n" + "\n".join(f"  {fault}" for fault in faults))
-    warn_of_threads(settings.threads)
-    located: Settings = relative_to(settings, raw, file.parent)
-    return located
 
 
 def warn_of_threads(threads: int) -> None:
@@ -324,7 +342,7 @@ def repeated(node: Any, where: str, visited: set[int]) -> Iterator[str]:
 
 def relative_to(settings: Any, raw: Any, folder: Path) -> Any:
     """The settings with the paths that the file gives relative to its folder; a default stays as it is."""
-    if isinstance(settings, tuple):
+    if isinstance(settings, tuple) and isinstance(raw, list):
         return tuple(relative_to(value, given, folder) for value, given in zip(settings, raw))
     if isinstance(settings, Path):
         return folder / settings
@@ -357,10 +375,10 @@ def overridden(bundle: Bundle, settings: Settings) -> Bundle:
 HEAD = """# Configuration
 
 `orcawatch run --config FILE` reads one YAML file. Every key has a default; an unknown key, a wrong type or a value out
-of range is refused, and all faults of a file are reported at once (`orcawatch config check FILE`). Relative paths in the
-file are relative to the file's folder. `orcawatch config show FILE` prints what is in force. A running daemon takes the
-keys marked *reload* on SIGHUP (`systemctl reload orcawatch`); the others when it is started again. This page is made
-from the definitions in `orcawatch/config.py`: `orcawatch config show --reference > docs/configuration.md`.
+of range is refused, and all faults of a file are reported at once (`orcawatch config check FILE`). Relative paths in
+the file are relative to the file's folder. `orcawatch config show FILE` prints what is in force. A running daemon takes
+the keys marked *reload* on SIGHUP (`systemctl reload orcawatch`); the others when it is started again. This page is
+made from the definitions in `orcawatch/config.py`: `orcawatch config show --reference > docs/configuration.md`.
 """
 
 
