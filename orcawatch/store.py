@@ -576,7 +576,7 @@ def _utc(text: str | None) -> datetime | None:
     return None if text is None else datetime.fromisoformat(text)
 
 
-def detection_of(row: sqlite3.Row) -> Detection:
+def detection_of(row: Mapping[str, Any] | sqlite3.Row) -> Detection:
     """A row of `COLUMNS`; what is stored as it is keeps its value."""
     synchronised = row["synchronised"]
     return Detection(

@@ -1,0 +1,373 @@
+"""A database that is damaged is moved aside whole, and as much of it as can be read goes into a new one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from . import pages
+from .durable import sync_folder
+from .errors import OrcawatchError
+from .schema import STEPS, migrate
+from .store import COLUMNS, Store, connected, detection_of
+
+log = logging.getLogger(__name__)
+
+PARTS = ("", "-wal", "-shm")
+NEW = ".recovering"
+# A freed page still holds the rows that were deleted: of this table, messages would be sent again.
+ONLY_BY_SQLITE = ("outbox",)
+KINDS: Mapping[str, tuple[type, ...]] = {"INTEGER": (int,), "REAL": (float, int), "TEXT": (str,), "BLOB": (bytes, str)}
+SPARE_IDS = 1000  # numbers left out where some are lost, so that none is given twice
+LISTS = ("channels", "channel_scores", "numbers", "hydrophones", "levels_db")
+SETTLE_S = 0.2
+TOLD = 20  # ranges of lost numbers that are listed
+
+
+@dataclass(frozen=True)
+class Table:
+    """What rows of a table look like.
+
+    Attributes
+    ----------
+    name : of the table.
+    columns : their names; the first is the rowid.
+    kinds : what each may hold.
+    needed : whether each must hold something.
+    counts : numbers of columns that it has had in one schema or another.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    kinds: tuple[tuple[type, ...], ...]
+    needed: tuple[bool, ...]
+    counts: frozenset[int]
+
+    def takes(self, values: tuple[Any, ...]) -> bool:
+        """Whether values (without the rowid) could be a row of this table."""
+        return len(values) + 1 in self.counts and all(
+            not needed if value is None else isinstance(value, kinds)
+            for value, kinds, needed in zip(values, self.kinds[1:], self.needed[1:])
+        )
+
+
+def open_store(path: Path) -> Store:
+    """The database, made where it is missing, and rescued where it is damaged.
+
+    A damaged file is moved to `NAME.damaged-UTC` beside it, with its -wal and -shm; it is never changed. The table
+    `recoveries` and the log tell what was found and what is lost. What a kill interrupts is begun again.
+
+    Raises
+    ------
+    InputError, OrcawatchError : as for `orcawatch.store.Store`.
+    """
+    if Path(f"{path}{NEW}").exists():
+        resume(path)
+    fault = passed_over(path)
+    if fault is not None:
+        rescue(path, fault)
+    store = Store(path, rescue)
+    if (unreadable := unreadable_rows(store)) == 0:
+        return store
+    store.close()
+    rescue(path, f"{unreadable} detections cannot be read")
+    return Store(path, rescue)
+
+
+def passed_over(path: Path) -> str | None:
+    """Damage that SQLite would pass over in silence, or None.
+
+    Looked at twice: another process may be writing.
+    """
+    fault = _passed_over(path)
+    if fault is None:
+        return None
+    time.sleep(SETTLE_S)
+    return _passed_over(path)
+
+
+def _passed_over(path: Path) -> str | None:
+    size_b = path.stat().st_size if path.exists() else 0
+    content = write_ahead_of(path)
+    if len(content) <= pages.HEAD_B:
+        return "it is cut short" if size_b and size_b % pages.size_of_pages(path) else None
+    if size_b == 0:
+        return "it is empty, but has a write-ahead log"
+    return "its write-ahead log is damaged" if pages.write_ahead(content).broken else None
+
+
+def unreadable_rows(store: Store) -> int:
+    """How many detections hold what is no JSON or no time: pages that are in order may hold anything."""
+    lists = " OR ".join(f"NOT json_valid(coalesce({name}, '[]'))" for name in LISTS)
+    wrong = f"{lists} OR (start_utc IS NOT NULL AND julianday(start_utc) IS NULL)"
+    with store.transaction() as connection:
+        return int(connection.execute(f"SELECT count(*) FROM detections WHERE {wrong}").fetchone()[0])
+
+
+def write_ahead_of(path: Path) -> bytes:
+    """The bytes of a database's write-ahead log."""
+    with suppress(FileNotFoundError):
+        return Path(f"{path}-wal").read_bytes()
+    return b""
+
+
+def rescue(path: Path, fault: str) -> None:
+    """Move a damaged database aside and put a new one in its place, with the rows that can be read.
+
+    Parameters
+    ----------
+    path : the database.
+    fault : what is wrong with it.
+
+    Raises
+    ------
+    OrcawatchError : the disk refuses.
+    """
+    try:
+        Path(f"{path}{NEW}").touch()
+        sync_folder(path.parent)
+        aside = free_name(path)
+        log.error("%s is damaged (%s): it is moved to %s, its rows are read into a new one", path, fault, aside.name)
+        move(path, aside)
+        rebuild(path, aside, fault)
+    except OSError as refusal:
+        raise OrcawatchError(f"{path} is damaged and could not be moved aside: {refusal}; see to the disk") from refusal
+
+
+def resume(path: Path) -> None:
+    """Go on with a rescue that was interrupted."""
+    asides = sorted(path.parent.glob(f"{path.name}.damaged-*Z"))
+    try:
+        if path.exists() or not asides:
+            discard(path)
+            return
+        log.warning("the rescue of %s was interrupted and is begun again", asides[-1])
+        move(path, asides[-1])
+        rebuild(path, asides[-1], "a rescue was interrupted")
+    except OSError as refusal:
+        raise OrcawatchError(f"the rescue of {path} cannot go on: {refusal}; see to the disk") from refusal
+
+
+def free_name(path: Path) -> Path:
+    """Where a damaged database goes."""
+    while True:
+        aside = path.with_name(f"{path.name}.damaged-{datetime.now(timezone.utc):%Y%m%dT%H%M%S.%fZ}")
+        if not aside.exists():
+            return aside
+
+
+def move(path: Path, aside: Path) -> None:
+    """Rename a database and what belongs to it; parts that were moved before stay where they are."""
+    for part in PARTS:
+        source, target = Path(f"{path}{part}"), Path(f"{aside}{part}")
+        if source.exists() and not target.exists():
+            source.replace(target)
+    sync_folder(path.parent)
+
+
+def discard(path: Path) -> None:
+    """Remove what an interrupted rescue left."""
+    for part in ("", "-journal"):
+        Path(f"{path}{NEW}{part}").unlink(missing_ok=True)
+
+
+def rebuild(path: Path, aside: Path, fault: str) -> None:
+    """A new database with the rows of the old one; an empty one where there is no room for them."""
+    try:
+        account = fill(path, aside, fault)
+    except (sqlite3.Error, OSError) as refusal:
+        log.error("the rows in %s cannot be read into a new database: %s; they stay there", aside.name, refusal)
+        account = fill(path, None, f"{fault}; {aside.name} was not read: {refusal}")
+    Path(f"{path}{NEW}").replace(path)
+    sync_folder(path.parent)
+    log.error("%s: %s", path, account)
+
+
+def fill(path: Path, aside: Path | None, fault: str) -> str:
+    """Make the new database under its provisional name; the account in words."""
+    discard(path)
+    with closing(sqlite3.connect(f"{path}{NEW}", isolation_level=None)) as connection:
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("BEGIN")
+        migrate(connection, 0, STEPS)
+        known = tables()
+        highest = Counter({} if aside is None else copy_rows(connection, aside, known))
+        highest["detections"] = max(highest["detections"], highest_named(path.parent))
+        account = settle(connection, known, highest)
+        _tell(connection, fault, "" if aside is None else aside.name, account)
+        connection.execute("COMMIT")
+    return f"rescued {json.dumps(account[0])}, lost {json.dumps(account[1])}"
+
+
+def _tell(
+    connection: sqlite3.Connection, fault: str, moved_to: str, account: tuple[Mapping[str, Any], Mapping[str, Any]]
+) -> None:
+    recovered, lost = (json.dumps(part) for part in account)
+    row = (datetime.now(timezone.utc).isoformat(), fault, moved_to, recovered, lost)
+    connection.execute("INSERT INTO recoveries (utc, fault, moved_to, recovered, lost) VALUES (?, ?, ?, ?, ?)", row)
+
+
+def tables() -> list[Table]:
+    """Every table of this version."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        counts: dict[str, set[int]] = {}
+        for step in range(len(STEPS)):
+            migrate(connection, step, STEPS[: step + 1])
+            for name in _names(connection):
+                counts.setdefault(name, set()).add(len(_columns(connection, name)))
+        return [_table(connection, name, frozenset(counts[name])) for name in counts]
+
+
+def _names(connection: sqlite3.Connection) -> list[str]:
+    query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'"
+    return [name for (name,) in connection.execute(query)]
+
+
+def _columns(connection: sqlite3.Connection, name: str) -> list[tuple[Any, ...]]:
+    return connection.execute(f"PRAGMA table_info({name})").fetchall()
+
+
+def _table(connection: sqlite3.Connection, name: str, counts: frozenset[int]) -> Table:
+    columns = _columns(connection, name)
+    return Table(
+        name,
+        tuple(column[1] for column in columns),
+        tuple(KINDS[column[2]] for column in columns),
+        tuple(bool(column[3]) for column in columns),
+        counts,
+    )
+
+
+def copy_rows(connection: sqlite3.Connection, aside: Path, known: Iterable[Table]) -> Mapping[str, int]:
+    """Insert every row that can be read, the newest state of it first; the highest number that each table gave."""
+    found = pages.write_ahead(write_ahead_of(aside))
+    page_b = len(found.frames[0].page) if found.frames else pages.size_of_pages(aside)
+    read = pages.page_reader(aside, page_b)
+    newest = {frame.number: frame.page for frame in reversed(list(found.pages()))}
+    both = lambda number: newest.get(number) or read(number)  # noqa: E731
+    _insert_raw(connection, ((frame.number, frame.page) for frame in found.pages()), both, known)
+    highest = copy_by_sqlite(connection, aside, known)
+    _insert_raw(connection, pages.pages_of(aside, page_b), both, known)
+    return highest
+
+
+def _insert_raw(connection: sqlite3.Connection, content: Iterable[tuple[int, bytes]], read: Any, known: Any) -> None:
+    """Rows of raw pages; those that are there already stay."""
+    of_raw = [table for table in known if table.name not in ONLY_BY_SQLITE]
+    for number, page in content:
+        for rowid, values in pages.rows_of(number, page, read):
+            for table in of_raw:
+                if rowid > 0 and table.takes(values[1:]) and values[0] is None:
+                    insert(connection, table, table.columns, (rowid, *values[1:]))
+
+
+def insert(connection: sqlite3.Connection, table: Table, columns: tuple[str, ...], row: tuple[Any, ...]) -> None:
+    """Insert a row unless there is one of its number, or it makes no sense."""
+    if table.name == "detections" and not is_detection(columns, row):
+        return
+    names = columns[: len(row)]
+    marks = ", ".join("?" * len(row))
+    connection.execute(f"INSERT OR IGNORE INTO {table.name} ({', '.join(names)}) VALUES ({marks})", row)
+
+
+def is_detection(columns: tuple[str, ...], row: tuple[Any, ...]) -> bool:
+    """Whether a row can be read as a detection."""
+    blank: dict[str, Any] = dict.fromkeys(COLUMNS.split(", "))
+    try:
+        detection_of({**blank, **dict(zip(columns, row))})
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def copy_by_sqlite(connection: sqlite3.Connection, aside: Path, known: Iterable[Table]) -> Mapping[str, int]:
+    """What SQLite can read of each table, from both ends up to a damaged page; the highest number that each gave.
+
+    It deletes the write-ahead log of an empty file, even where it is to read only.
+    """
+    if aside.stat().st_size == 0:
+        return {}
+    try:
+        with closing(connected(aside, "mode=ro")) as old:
+            for table in known:
+                _copy_table(connection, old, table)
+            return _sequences(old)
+    except sqlite3.Error:
+        return {}
+
+
+def _copy_table(connection: sqlite3.Connection, old: sqlite3.Connection, table: Table) -> None:
+    there = {column[1] for column in _columns(old, table.name)}
+    columns = tuple(name for name in table.columns if name in there)
+    for order in ("ASC", "DESC"):
+        for row in _readable(old, table.name, columns, order):
+            if len(columns) < len(table.columns) or table.takes(row[1:]):
+                insert(connection, table, columns, row)
+
+
+def _readable(old: sqlite3.Connection, name: str, columns: tuple[str, ...], order: str) -> Iterator[tuple[Any, ...]]:
+    """Rows in order of their numbers until SQLite finds the file damaged, or goes in circles."""
+    last = None
+    with suppress(sqlite3.Error):
+        for row in old.execute(f"SELECT {', '.join(columns)} FROM {name} ORDER BY id {order}"):
+            if last is not None and (row[0] <= last if order == "ASC" else row[0] >= last):
+                return
+            last = row[0]
+            yield row
+
+
+def _sequences(old: sqlite3.Connection) -> Mapping[str, int]:
+    with suppress(sqlite3.Error):
+        return {str(name): int(last) for name, last in old.execute("SELECT name, seq FROM sqlite_sequence")}
+    return {}
+
+
+def highest_named(output: Path) -> int:
+    """The highest number of a detection in the name of a file that was made of it."""
+    names = (
+        re.match(r"(\d{6,})_", file.name) for folder in ("clips", "snapshots") for file in output.glob(f"{folder}/*")
+    )
+    return max((int(name[1]) for name in names if name), default=0)
+
+
+def settle(
+    connection: sqlite3.Connection, known: Iterable[Table], highest: Mapping[str, int]
+) -> tuple[Mapping[str, int], Mapping[str, str]]:
+    """See to it that no number is given again; (rows by table, lost numbers by table)."""
+    rows: dict[str, int] = {}
+    lost: dict[str, str] = {}
+    for table in known:
+        ids = [id for (id,) in connection.execute(f"SELECT id FROM {table.name} ORDER BY id")]
+        rows[table.name] = len(ids)
+        last = max([highest.get(table.name, 0), *ids[-1:]])
+        if table.name in ("detections", "sessions") and (holes := list(missing(ids, last))):
+            lost[table.name] = ", ".join(holes[:TOLD]) + (", ..." if len(holes) > TOLD else "")
+        if last:
+            _start_ids(connection, table.name, last + SPARE_IDS)
+    return rows, lost
+
+
+def _start_ids(connection: sqlite3.Connection, name: str, last: int) -> None:
+    """Let the next number of a table that never gives one twice come after `last`."""
+    if name in ("detections", "sessions", "outbox"):
+        connection.execute("DELETE FROM sqlite_sequence WHERE name = ?", (name,))
+        connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (name, last))
+
+
+def missing(ids: Iterable[int], last: int) -> Iterator[str]:
+    """Ranges of numbers from 1 to `last` that are not in `ids` (in order)."""
+    expected = 1
+    for id in [*ids, last + 1]:
+        if id > expected:
+            yield f"{expected}" if id == expected + 1 else f"{expected} to {id - 1}"
+        expected = id + 1

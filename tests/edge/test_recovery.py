@@ -1,0 +1,345 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from orcawatch import pages, recovery
+from orcawatch.errors import InputError
+from orcawatch.recovery import open_store
+from orcawatch.schema import STEPS, migrate
+from orcawatch.store import DamagedError, Detection, Store
+
+ROWS = 300
+PAGE_B = 4096
+START = datetime(2026, 3, 1, tzinfo=timezone.utc)
+ROW = Detection(None, "sea", 0.0, 1.0, None, 0.5, (0, 1), (0.5, 0.25), 0, "b", "d" * 64, session=1)
+
+
+def detection(index: int) -> Detection:
+    """Every tenth has numbers that fill more than a page."""
+    numbers = {f"n{n}": n / 7 for n in range(1000 if index % 10 == 0 else 3)}
+    start_utc = START + timedelta(minutes=index)
+    return replace(ROW, start_s=index * 60.0, end_s=index * 60.0 + 1.5, start_utc=start_utc, numbers=numbers)
+
+
+def add_all(store: Store) -> None:
+    with store.transaction() as connection:
+        connection.execute("INSERT INTO sessions (source, live, rate_hz, channels) VALUES ('sea', 1, 48000, '[0, 1]')")
+    for index in range(ROWS):
+        store.add(detection(index), lambda connection, id: add_others(connection, id))
+    for id in range(1, ROWS, 3):
+        store.attach(id, clip=f"clips/{id:06d}.flac", numbers={"relevance_in_band": 0.5})
+
+
+def add_others(connection: sqlite3.Connection, id: int) -> None:
+    levels = ("[-90.5, null]", "[-80, -70.25]", "[0, 3]", "dB re 1 uPa")
+    connection.execute(
+        "INSERT INTO levels (session, start_sample, end_sample, levels_db, peaks_db, clipped, unit) "
+        "VALUES (1, ?, ?, ?, ?, ?, ?)",
+        (id * 100, id * 100 + 100, *levels),
+    )
+    connection.execute("INSERT INTO ledger (session, kind, start_sample, end_sample) VALUES (1, 'gap', ?, 7)", (id,))
+    connection.execute(
+        "INSERT INTO outbox (sink, kind, priority, created_utc, payload) VALUES ('m', 'detection', 1, 'now', ?)",
+        (os.urandom(40),),
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folders with the same database: `closed`, and as a kill would leave it, `open`, half of it in the -wal."""
+    root = tmp_path_factory.mktemp("made")
+    (root / "open").mkdir()
+    with Store(root / "closed" / "d.sqlite") as store:
+        add_all(store)
+        for part in ("", "-wal", "-shm"):
+            shutil.copy(f"{store.path}{part}", root / "open")
+    return root
+
+
+@pytest.fixture
+def path(made: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of one of the two."""
+
+    def copy(state: str) -> Path:
+        shutil.copytree(made / state, tmp_path / "out")
+        return tmp_path / "out" / "d.sqlite"
+
+    return copy
+
+
+@pytest.fixture(scope="module")
+def whole(made: Path) -> dict[int, Detection]:
+    """Its detections by number."""
+    with Store.reader(made / "closed" / "d.sqlite") as reader:
+        return {int(row.id or 0): row for row in reader.detections()}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+def rescued(path: Path, before: dict[str, bytes]) -> dict[int, Detection]:
+    """What is in the new database, after checks that hold for any damage."""
+    with open_store(path) as store:
+        rows = {int(row.id or 0): row for row in store.detections()}
+        with store.transaction() as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            ((moved_to, recovered),) = connection.execute("SELECT moved_to, recovered FROM recoveries").fetchall()
+        added = store.add(ROW)
+    assert added > ROWS and added not in rows
+    assert json.loads(recovered)["detections"] == len(rows)
+    after = contents(path.parent)
+    assert after[moved_to] == before["d.sqlite"]
+    if "d.sqlite-wal" in before:
+        assert after[f"{moved_to}-wal"] == before["d.sqlite-wal"]
+    return rows
+
+
+def flip(path: Path, offset: int, length: int, rng: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset : offset + length] = rng.randbytes(len(content[offset : offset + length]))
+    path.write_bytes(content)
+
+
+def test_whole_databases_stay_where_they_are(path: Callable[[str], Path], whole: dict[int, Detection]) -> None:
+    with open_store(path("open")) as store:
+        assert {row.id: row for row in store.detections()} == whole
+        assert not list(store.path.parent.glob("*damaged*"))
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_rows_beside_damaged_pages_are_rescued(
+    path: Callable[[str], Path], whole: dict[int, Detection], seed: int
+) -> None:
+    """Some pages of the file hold anything."""
+    rng = random.Random(seed)
+    file = path("closed")
+    pages_there = file.stat().st_size // PAGE_B
+    damaged = rng.sample(range(1, pages_there), rng.randint(1, 4))
+    for page in damaged:
+        flip(file, page * PAGE_B, PAGE_B, rng)
+    before = contents(file.parent)
+    try:
+        Store(file).close()
+    except DamagedError:
+        pass
+    else:
+        pytest.skip("these pages held nothing that SQLite looks at")
+    found = rescued(file, before)
+    assert all(row == whole[id] for id, row in found.items())
+    assert len(whole) - len(found) <= 16 * len(damaged)  # a page holds 16 of these rows at most
+
+
+def test_what_is_lost_is_told(
+    path: Callable[[str], Path], whole: dict[int, Detection], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The page that holds detection 152 (a short one) is zeros."""
+    file = path("closed")
+    page = next(
+        number
+        for number, page in pages.pages_of(file, PAGE_B)
+        for rowid, values in pages.rows_of(number, page, pages.page_reader(file, PAGE_B))
+        if rowid == 152 and len(values) == 26
+    )
+    content = bytearray(file.read_bytes())
+    content[(page - 1) * PAGE_B : page * PAGE_B] = bytes(PAGE_B)
+    file.write_bytes(content)
+    found = rescued(file, contents(file.parent))
+    gone = sorted(set(whole) - set(found))
+    assert 152 in gone and gone == list(range(gone[0], gone[-1] + 1))
+    with Store.reader(file) as reader, reader.transaction() as connection:
+        ((fault, recovered, lost),) = connection.execute("SELECT fault, recovered, lost FROM recoveries").fetchall()
+    assert json.loads(lost) == {"detections": f"{gone[0]} to {gone[-1]}"} and "quick_check" not in fault
+    assert json.loads(recovered) == {
+        "detections": ROWS - len(gone), "sessions": 1, "ledger": ROWS, "levels": ROWS, "outbox": ROWS, "clock": 0,
+        "recoveries": 0,
+    }  # fmt: skip
+    assert "is damaged" in caplog.text and f"{gone[0]} to {gone[-1]}" in caplog.text
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.5, 0.9, 0.999])
+def test_a_file_that_was_cut_short_is_rescued(
+    path: Callable[[str], Path], whole: dict[int, Detection], keep: float
+) -> None:
+    file = path("closed")
+    size = round(file.stat().st_size * keep)
+    os.truncate(file, size)
+    found = rescued(file, contents(file.parent))
+    assert all(row == whole[id] for id, row in found.items())
+    assert len(found) > ROWS * keep * 0.6
+
+
+def test_a_tail_of_zeros_is_rescued(path: Callable[[str], Path], whole: dict[int, Detection]) -> None:
+    file = path("closed")
+    content = file.read_bytes()
+    half = len(content) // 2 // PAGE_B * PAGE_B
+    file.write_bytes(content[:half] + bytes(len(content) - half))
+    found = rescued(file, contents(file.parent))
+    assert len(found) > ROWS * 0.3 and all(row == whole[id] for id, row in found.items())
+
+
+@pytest.mark.parametrize("length", [16, 100, PAGE_B])
+def test_a_file_without_its_head_is_rescued(
+    path: Callable[[str], Path], whole: dict[int, Detection], length: int
+) -> None:
+    """Without its first page SQLite knows nothing at all: every row comes from the raw pages."""
+    file = path("closed")
+    flip(file, 0, length, random.Random(length))
+    assert rescued(file, contents(file.parent)) == whole
+
+
+def test_a_file_that_is_no_database_is_moved_aside(tmp_path: Path) -> None:
+    file = tmp_path / "d.sqlite"
+    file.write_bytes(os.urandom(50000))
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "000400_sea.flac").touch()
+    before = {"d.sqlite": file.read_bytes()}
+    assert rescued(file, before) == {}
+
+
+def test_an_empty_file_beside_a_log_is_rescued(path: Callable[[str], Path], whole: dict[int, Detection]) -> None:
+    """SQLite would delete the log."""
+    file = path("open")
+    file.write_bytes(b"")
+    found = rescued(file, contents(file.parent))
+    assert found and all(row == whole[id] for id, row in found.items())
+
+
+def test_without_its_log_a_database_is_what_it_was(path: Callable[[str], Path], whole: dict[int, Detection]) -> None:
+    """What was in the log is lost, and nothing tells of it; the rest is whole."""
+    file = path("open")
+    Path(f"{file}-wal").unlink()
+    with open_store(file) as store:
+        found = {row.id: row for row in store.detections()}
+    assert 0 < len(found) <= len(whole) and set(found) == set(range(1, len(found) + 1))
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, 32), (4, 4), (32, 4), (32 + 4120 * 10 + 500, 16)])
+def test_committed_rows_behind_a_damaged_part_of_the_log_are_rescued(
+    path: Callable[[str], Path], whole: dict[int, Detection], offset: int, length: int
+) -> None:
+    """SQLite would pass over the rest of the log without a word."""
+    file = path("open")
+    flip(Path(f"{file}-wal"), offset, length, random.Random(1))
+    found = rescued(file, contents(file.parent))
+    lost = set(whole) - set(found)
+    assert len(lost) <= 4
+    assert set(found) <= set(whole)
+
+
+def test_a_log_that_is_garbage_is_kept(path: Callable[[str], Path], whole: dict[int, Detection]) -> None:
+    file = path("open")
+    log = Path(f"{file}-wal")
+    log.write_bytes(os.urandom(log.stat().st_size))
+    found = rescued(file, contents(file.parent))
+    assert found and set(found) <= set(whole)
+
+
+def test_a_commit_that_a_power_cut_left_half_written_is_no_damage(path: Callable[[str], Path]) -> None:
+    file = path("open")
+    log = Path(f"{file}-wal")
+    content = log.read_bytes()
+    frames = pages.write_ahead(content).frames
+    last = 32 + 4120 * (len(frames) - 1)
+    log.write_bytes(content[: last + 100] + bytes(4020))
+    with open_store(file) as store:
+        assert len(store.detections()) == ROWS
+    assert not list(file.parent.glob("*damaged*"))
+
+
+def test_the_log_is_read_as_sqlite_reads_it(path: Callable[[str], Path]) -> None:
+    file = path("open")
+    found = pages.write_ahead(Path(f"{file}-wal").read_bytes())
+    assert found.whole_head and not found.broken and all(frame.chained for frame in found.frames)
+    with closing(sqlite3.connect(file)) as connection:
+        _, frames, _ = connection.execute("PRAGMA wal_checkpoint").fetchone()
+    assert len(found.frames) >= frames > 0
+
+
+def test_a_database_of_version_1_is_rescued(tmp_path: Path) -> None:
+    file = tmp_path / "d.sqlite"
+    with closing(sqlite3.connect(file)) as connection:
+        migrate(connection, 0, STEPS[:1])
+        for index in range(200):
+            values = ("sea", index, index + 1.5, None, 0.5, "[0]", "[0.5]", 0, "b", "d", None, None, "{}", "north")
+            connection.execute(f"INSERT INTO detections VALUES (NULL, {', '.join('?' * 14)})", values)
+        connection.commit()
+    flip(file, 5 * PAGE_B, PAGE_B, random.Random(0))
+    with open_store(file) as store:
+        rows = store.detections()
+    assert 130 < len(rows) < 200
+    assert all((row.start_s, row.station, row.verdict) == (row.id - 1, "north", None) for row in rows if row.id)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from typing import Callable
+from orcawatch import recovery
+step, count = sys.argv[2], [0]
+def die(original):
+    def call(*given):
+        result = original(*given) if step.endswith("-after") else None
+        os.kill(os.getpid(), signal.SIGKILL)
+    return call
+module, name = step.split("-")[0].split(".")
+target = {"recovery": recovery, "Path": Path}[module]
+setattr(target, name, die(getattr(target, name)))
+recovery.open_store(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(
+    "step",
+    ["recovery.move", "recovery.move-after", "recovery.rebuild", "recovery.settle", "recovery._tell-after", "Path.replace",
+     "Path.replace-after", "recovery.fill-after"],
+)  # fmt: skip
+def test_a_rescue_that_is_killed_is_begun_again(
+    path: Callable[[str], Path], whole: dict[int, Detection], step: str
+) -> None:
+    file = path("open")
+    flip(Path(f"{file}-wal"), 0, 32, random.Random(3))
+    before = contents(file.parent)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(file), step], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert set(whole) - set(rescued(file, before)) <= {1, 2, 3}
+    assert not list(file.parent.glob("*recovering*"))
+
+
+def test_newer_schemas_are_no_damage(path: Callable[[str], Path]) -> None:
+    file = path("closed")
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(InputError, match="upgrade"):
+        open_store(file)
+    assert not list(file.parent.glob("*damaged*"))
+
+
+def test_lost_numbers_are_given_as_ranges() -> None:
+    assert list(recovery.missing([3, 4, 7, 10], 12)) == ["1 to 2", "5 to 6", "8 to 9", "11 to 12"]
+    assert list(recovery.missing([1, 3], 3)) == ["2"]
+    assert list(recovery.missing([], 0)) == []
+
+
+def test_a_row_that_makes_no_sense_is_left_out(path: Callable[[str], Path], whole: dict[int, Detection]) -> None:
+    """The pages are in order, so that SQLite sees nothing."""
+    file = path("closed")
+    content = file.read_bytes()
+    file.write_bytes(content.replace(whole[152].start_utc.isoformat().encode(), b"2026-03-01Tno time at all"))
+    Store(file).close()
+    found = rescued(file, contents(file.parent))
+    assert set(whole) - set(found) == {152}
