@@ -20,7 +20,7 @@ from orcawatch import pages, recovery
 from orcawatch.errors import InputError
 from orcawatch.recovery import open_store
 from orcawatch.schema import STEPS, migrate
-from orcawatch.store import DamagedError, Detection, Store
+from orcawatch.store import Detection, Store
 
 ROWS = 300
 PAGE_B = 4096
@@ -133,12 +133,6 @@ def test_rows_beside_damaged_pages_are_rescued(
     for page in damaged:
         flip(file, page * PAGE_B, PAGE_B, rng)
     before = contents(file.parent)
-    try:
-        Store(file).close()
-    except DamagedError:
-        pass
-    else:
-        pytest.skip("these pages held nothing that SQLite looks at")
     found = rescued(file, before)
     assert all(row == whole[id] for id, row in found.items())
     assert len(whole) - len(found) <= 16 * len(damaged)  # a page holds 16 of these rows at most
