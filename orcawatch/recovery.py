@@ -27,6 +27,7 @@ PARTS = ("", "-wal", "-shm")
 NEW = ".recovering"
 # A freed page still holds the rows that were deleted: of this table, messages would be sent again.
 ONLY_BY_SQLITE = ("outbox",)
+SMALL = ("budgets",)
 KINDS: Mapping[str, tuple[type, ...]] = {"INTEGER": (int,), "REAL": (float, int), "TEXT": (str,), "BLOB": (bytes, str)}
 SPARE_IDS = 1000  # numbers left out where some are lost, so that none is given twice
 LISTS = ("channels", "channel_scores", "numbers", "hydrophones", "levels_db")
@@ -218,14 +219,14 @@ def _tell(
 
 
 def tables() -> list[Table]:
-    """Every table of this version."""
+    """Every table of this version that is worth a rescue; their rows have numbers."""
     with closing(sqlite3.connect(":memory:")) as connection:
         counts: dict[str, set[int]] = {}
         for step in range(len(STEPS)):
             migrate(connection, step, STEPS[: step + 1])
             for name in _names(connection):
                 counts.setdefault(name, set()).add(len(_columns(connection, name)))
-        return [_table(connection, name, frozenset(counts[name])) for name in counts]
+        return [_table(connection, name, frozenset(counts[name])) for name in counts if name not in SMALL]
 
 
 def _names(connection: sqlite3.Connection) -> list[str]:

@@ -109,10 +109,16 @@ STEPS: tuple[str, ...] = (
         created_utc TEXT NOT NULL,
         payload BLOB NOT NULL,
         sent_utc TEXT,
-        tries INTEGER NOT NULL DEFAULT 0
+        tries INTEGER NOT NULL DEFAULT 0,
+        refused TEXT
     );
-    CREATE INDEX outbox_waiting ON outbox (sink, priority, id) WHERE sent_utc IS NULL;
+    CREATE INDEX outbox_waiting ON outbox (sink, priority DESC, id) WHERE sent_utc IS NULL AND refused IS NULL;
     CREATE INDEX outbox_sent ON outbox (sink, sent_utc) WHERE sent_utc IS NOT NULL;
+    CREATE TABLE budgets (
+        sink TEXT PRIMARY KEY,
+        left_bytes REAL NOT NULL,
+        at_utc TEXT NOT NULL
+    );
     CREATE TABLE recoveries (
         id INTEGER PRIMARY KEY,
         utc TEXT NOT NULL,

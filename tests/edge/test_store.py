@@ -240,7 +240,7 @@ def test_a_database_of_version_1_is_brought_up_to_date(tmp_path: Path) -> None:
         "clips/000001.flac", "snapshots/000001.png", {"windows": 4.0}, "north",
     )  # fmt: skip
     assert (second.session, second.hydrophones, second.verdict, second.removed) == (None, (), None, None)
-    names = "detections sessions ledger clock levels outbox recoveries sqlite_sequence"
+    names = "detections sessions ledger clock levels outbox budgets recoveries sqlite_sequence"
     assert sorted(tables) == sorted(names.split())
 
 
@@ -282,7 +282,7 @@ def test_a_migration_that_is_killed_leaves_the_file_as_it_was(tmp_path: Path, st
 
 def test_the_queries_use_the_indexes(tmp_path: Path) -> None:
     queries = {
-        "SELECT * FROM outbox WHERE sink = 'm' AND sent_utc IS NULL ORDER BY priority, id LIMIT 1": "outbox_waiting",
+        "SELECT * FROM outbox WHERE sink = 'm' AND sent_utc IS NULL AND refused IS NULL ORDER BY priority DESC, id LIMIT 1": "outbox_waiting",
         "SELECT * FROM ledger WHERE session = 1 ORDER BY start_sample": "ledger_by_session",
         "SELECT * FROM levels WHERE start_utc >= '2026' AND start_utc < '2027'": "levels_by_time",
         "SELECT id FROM detections WHERE verdict IS NULL AND removed IS NULL "
