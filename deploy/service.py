@@ -83,6 +83,9 @@ def install_commands(root: Path, start: bool, changed: bool) -> Iterator[Sequenc
 def carry_out(plan: Plan) -> None:
     """Write the files, each whole or not at all, and run the commands.
 
+    Everything is on the disk when this returns, the program itself, too: pip leaves it to the system's leisure, and a
+    power cut in the first half minute would leave a program of 0 bytes.
+
     Raises
     ------
     OrcawatchError : a file cannot be written, or a command fails.
@@ -93,8 +96,10 @@ def carry_out(plan: Plan) -> None:
             write_bytes(path, text.encode())
         except OSError as fault:
             raise OrcawatchError(f"{path} cannot be written: {fault.strerror}; run this as root") from fault
+    os.sync()
     for command in plan.commands:
         run(command)
+    os.sync()
 
 
 def remove(root: Path = MACHINE) -> list[Path]:

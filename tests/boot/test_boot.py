@@ -1,0 +1,192 @@
+"""The service on a machine that is booted for real. The tests are steps of one voyage: each goes on where the last was."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from .conftest import Machine
+
+HERE = Path(__file__).resolve().parent
+SETTINGS = "/etc/orcawatch/config.yaml"
+FILE_SETTINGS = """
+output: /var/lib/orcawatch
+station: the nspawn buoy
+source: {file: /srv/scene.flac, realtime: true}
+ledger: {checkpoint_s: 2}
+"""
+LIVE_SETTINGS = """
+output: /var/lib/orcawatch
+station: the nspawn buoy
+source: {device: pulse, rate_hz: 44100, device_channels: 4, stalled_s: 3}
+ledger: {checkpoint_s: 2}
+"""
+DETECTIONS = "SELECT id, start_utc, score, clip, snapshot, session FROM detections ORDER BY id"
+LEDGER = "SELECT kind, cause, session, start_utc, end_utc FROM ledger ORDER BY id"
+
+
+@pytest.fixture(autouse=True)
+def go_on(machine: Machine, request: pytest.FixtureRequest) -> None:
+    """A step whose predecessor failed is skipped."""
+    if machine.failed:
+        pytest.skip(f"{machine.failed} failed")
+
+
+def detections(machine: Machine) -> list[list[object]]:
+    return machine.rows(DETECTIONS)
+
+
+def started(machine: Machine, times: int) -> bool:
+    """Whether systemd has restarted the service so often, and it says that it is ready."""
+    return int(machine.property("NRestarts")) >= times and machine.property("ActiveState") == "active"
+
+
+def change(machine: Machine, settings: str) -> None:
+    """Put other settings in the place of the old, with their owner and mode."""
+    machine.run(f"cat > {SETTINGS} <<'END'\n{settings}\nEND")
+
+
+def test_the_package_becomes_a_service(machine: Machine) -> None:
+    machine.run("pip install --quiet --no-index --no-deps --find-links /wheel orcawatch")
+    assert machine.run("orcawatch deploy status", check=False).returncode == 1
+    written = machine.says("orcawatch deploy install --no-start")
+    assert "/etc/systemd/system/orcawatch.service" in written and SETTINGS in written
+    assert machine.says("orcawatch deploy install --no-start") == "installed, not started"  # nothing written again
+    assert machine.says("systemd-analyze verify orcawatch.service 2>&1") == ""
+    assert machine.says("systemctl is-enabled orcawatch") == "enabled"
+    assert "orcawatch" in machine.says("getent group audio")
+    assert machine.says(f"stat --format '%a %U %G' {SETTINGS}") == "640 root orcawatch"
+
+
+def test_the_sandbox_is_tight_enough(machine: Machine) -> None:
+    told = machine.says("systemd-analyze security --no-pager orcawatch.service")
+    exposure = re.search(r"Overall exposure level for \S+: ([\d.]+)", told)
+    assert exposure is not None and float(exposure[1]) <= 2.0
+
+
+def test_a_file_in_real_time_is_detected_in(machine: Machine) -> None:
+    machine.run("orcawatch simulate /srv/scene.flac --seconds 60 --seed 7 --calls 10; sync")
+    machine.put(HERE / "test.conf", "/etc/systemd/system/orcawatch.service.d/test.conf")
+    change(machine, FILE_SETTINGS)
+    machine.run("systemctl daemon-reload; orcawatch deploy install")  # returns when the service has said READY
+    assert machine.property("ActiveState") == "active"
+    machine.wait_for("a detection", lambda: detections(machine))
+
+
+def test_the_daemon_is_confined(machine: Machine) -> None:
+    process = machine.property("MainPID")
+    told = dict(line.split(":\t") for line in machine.says(f"cat /proc/{process}/status").splitlines())
+    assert int(told["CapBnd"], 16) == int(told["CapEff"], 16) == 0
+    assert (told["NoNewPrivs"], told["Seccomp"]) == ("1", "2")
+    within = f"nsenter --target={process} --mount --"
+    assert machine.run(f"{within} touch /etc/orcawatch/x /usr/x /opt/orcawatch/x", check=False).returncode != 0
+    assert machine.says(f"{within} ls /home /root") == "/home:\n\n/root:"
+    machine.run("mkdir -p /dev/snd; mknod /dev/snd/timer c 116 33")
+    assert machine.says(f"{within} ls /dev/snd") == "timer"  # a card that is plugged in is seen
+
+
+def test_a_reload_takes_what_can_be_taken(machine: Machine) -> None:
+    process = machine.property("MainPID")
+    change(machine, FILE_SETTINGS + "clips: {pre_roll_s: 1}\nthreads: 2\n")
+    machine.run("systemctl reload orcawatch")
+    machine.wait_for("the new key", lambda: "clips.pre_roll_s: 2.0 -> 1.0" in machine.journal())
+    assert "threads: 1 -> 2 waits for a restart" in machine.journal()
+    change(machine, "statoin: wrong\n")
+    machine.run("systemctl reload orcawatch")
+    machine.wait_for("the refusal", lambda: "did you mean station?" in machine.journal())
+    machine.wait_for("the end of the reload", lambda: machine.property("ActiveState") == "active")
+    assert machine.property("MainPID") == process
+
+
+def test_a_clean_stop_keeps_all(machine: Machine) -> None:
+    machine.run("systemctl stop orcawatch")
+    assert (machine.property("Result"), machine.property("ExecMainStatus")) == ("success", "0")
+    found = detections(machine)
+    assert found and all(clip and snapshot for _, _, _, clip, snapshot, _ in found)
+    files = " ".join(f"/var/lib/orcawatch/{name}" for row in found for name in row[3:5])
+    assert machine.run(f"test -s /dev/null || ls -s {files}").returncode == 0
+    assert machine.says("find /var/lib/orcawatch -name '*.partial' -o -name '*-wal' -size +0") == ""
+    assert machine.rows("SELECT count(*) FROM sessions WHERE ended_utc IS NULL") == [[0]]
+
+
+def test_wrong_settings_are_tried_again_until_they_are_right(machine: Machine) -> None:
+    machine.run("systemctl start orcawatch", check=False)  # the settings are still the wrong ones
+    machine.wait_for("more restarts than systemd's own limit", lambda: int(machine.property("NRestarts")) > 5)
+    assert machine.property("ExecMainStatus") == "2"
+    assert machine.run("orcawatch deploy status", check=False).returncode == 1
+    change(machine, LIVE_SETTINGS)
+    machine.wait_for("a start", lambda: machine.property("ActiveState") == "active")
+
+
+def test_it_waits_for_a_sound_card_and_detects_in_what_it_hears(machine: Machine) -> None:
+    before = len(detections(machine))
+    for name in ("sea.service", "waves.service"):
+        machine.put(HERE / name, f"/etc/systemd/system/{name}")
+    machine.run("systemctl daemon-reload; systemctl enable --now sea waves; sync")
+    machine.wait_for("a live detection", lambda: len(detections(machine)) > before, 90)
+    assert ["live", 4] in machine.rows("SELECT 'live', json_array_length(channels) FROM sessions WHERE live")
+    machine.wait_for("a healthy status", lambda: machine.run("orcawatch deploy status", check=False).returncode == 0)
+
+
+def test_capture_that_is_killed_comes_back_by_itself(machine: Machine) -> None:
+    process, restarts = machine.property("MainPID"), machine.property("NRestarts")
+    machine.run("kill -9 $(pgrep -f orcawatch.soundcard)")
+    machine.wait_for(
+        "the gap", lambda: any(row[0] == "gap" and row[1] != "not running" for row in machine.rows(LEDGER))
+    )
+    machine.wait_for("recording", lambda: machine.rows(LEDGER)[-1][0] == "recorded")
+    assert (machine.property("MainPID"), machine.property("NRestarts")) == (process, restarts)
+
+
+def test_the_watchdog_ends_a_daemon_that_hangs(machine: Machine) -> None:
+    process, before = machine.property("MainPID"), detections(machine)
+    restarts = int(machine.property("NRestarts"))
+    machine.run(f"kill -STOP {process}")
+    machine.wait_for("a restart", lambda: started(machine, restarts + 1), 90)
+    assert machine.property("MainPID") != process
+    assert "Watchdog timeout" in machine.journal()
+    assert detections(machine)[: len(before)] == before
+    machine.wait_for("the ledger's gap", lambda: not_running(machine) >= 1)
+    assert len(machine.says("pgrep -f orcawatch.soundcard || true").split()) == 1
+
+
+def not_running(machine: Machine) -> int:
+    """Number of stretches that the ledger calls `not running`."""
+    return sum(row[:2] == ["gap", "not running"] for row in machine.rows(LEDGER))
+
+
+def test_a_power_cut_costs_no_detection(machine: Machine) -> None:
+    count, gaps = len(detections(machine)), not_running(machine)
+    machine.wait_for("one more detection", lambda: len(detections(machine)) > count, 90)
+    before = detections(machine)
+    machine.run("echo nothing waits for this > /srv/unwritten")
+    machine.cut_power()
+    machine.boot()
+    assert machine.run("test -s /srv/unwritten", check=False).returncode != 0  # the cut was one
+    machine.wait_for("the service by itself", lambda: machine.property("ActiveState") == "active")
+    after = detections(machine)
+    assert [row[:3] for row in after[: len(before)]] == [row[:3] for row in before]
+    machine.wait_for("the ledger's gap", lambda: not_running(machine) == gaps + 1)
+    assert machine.rows("PRAGMA integrity_check") == [["ok"]]
+    machine.wait_for("the next detection", lambda: len(detections(machine)) > len(before), 90)
+
+
+def test_an_orderly_shutdown_and_the_next_boot(machine: Machine) -> None:
+    machine.power_off()
+    machine.boot()
+    machine.wait_for("the service by itself", lambda: machine.property("ActiveState") == "active")
+    machine.wait_for("a healthy status", lambda: machine.run("orcawatch deploy status", check=False).returncode == 0)
+    assert machine.rows("SELECT count(*) FROM recoveries") == [[0]]
+
+
+def test_uninstalling_keeps_the_data_until_it_is_purged(machine: Machine) -> None:
+    machine.run("orcawatch deploy uninstall")
+    assert machine.property("LoadState") == "not-found"
+    assert machine.says("pgrep -u orcawatch || true") == ""
+    assert machine.run(f"test -s /var/lib/orcawatch/detections.sqlite -a -s {SETTINGS}").returncode == 0
+    machine.run("orcawatch deploy uninstall --purge --yes")
+    assert machine.run("test -e /var/lib/orcawatch -o -e /etc/orcawatch || id orcawatch", check=False).returncode != 0
