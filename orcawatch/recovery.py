@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from . import pages
 from .durable import sync_folder
@@ -28,6 +28,7 @@ NEW = ".recovering"
 # A freed page still holds the rows that were deleted: of this table, messages would be sent again.
 ONLY_BY_SQLITE = ("outbox",)
 SMALL = ("budgets",)
+NUMBERED = ("detections", "sessions", "outbox")  # never give a number twice
 KINDS: Mapping[str, tuple[type, ...]] = {"INTEGER": (int,), "REAL": (float, int), "TEXT": (str,), "BLOB": (bytes, str)}
 SPARE_IDS = 1000  # numbers left out where some are lost, so that none is given twice
 LISTS = ("channels", "channel_scores", "numbers", "hydrophones", "levels_db")
@@ -202,8 +203,8 @@ def fill(path: Path, aside: Path | None, fault: str) -> str:
         connection.execute("BEGIN")
         migrate(connection, 0, STEPS)
         known = tables()
-        highest = Counter({} if aside is None else copy_rows(connection, aside, known))
-        highest["detections"] = max(highest["detections"], highest_named(path.parent))
+        highest: Counter[str] = Counter() if aside is None else copy_rows(connection, aside, known)
+        highest |= Counter(detections=highest_named(path.parent))
         account = settle(connection, known, highest)
         _tell(connection, fault, "" if aside is None else aside.name, account)
         connection.execute("COMMIT")
@@ -249,27 +250,40 @@ def _table(connection: sqlite3.Connection, name: str, counts: frozenset[int]) ->
     )
 
 
-def copy_rows(connection: sqlite3.Connection, aside: Path, known: Iterable[Table]) -> Mapping[str, int]:
+def copy_rows(connection: sqlite3.Connection, aside: Path, known: Iterable[Table]) -> Counter[str]:
     """Insert every row that can be read, the newest state of it first; the highest number that each table gave."""
     found = pages.write_ahead(write_ahead_of(aside))
     page_b = len(found.frames[0].page) if found.frames else pages.size_of_pages(aside)
     read = pages.page_reader(aside, page_b)
     newest = {frame.number: frame.page for frame in reversed(list(found.pages()))}
     both = lambda number: newest.get(number) or read(number)  # noqa: E731
-    _insert_raw(connection, ((frame.number, frame.page) for frame in found.pages()), both, known)
-    highest = copy_by_sqlite(connection, aside, known)
-    _insert_raw(connection, pages.pages_of(aside, page_b), both, known)
-    return highest
+    logged = ((frame.number, frame.page) for frame in found.pages())
+    highest = insert_raw(connection, logged, both, known)
+    copy_by_sqlite(connection, aside, known)
+    return highest | insert_raw(connection, pages.pages_of(aside, page_b), both, known)
 
 
-def _insert_raw(connection: sqlite3.Connection, content: Iterable[tuple[int, bytes]], read: Any, known: Any) -> None:
-    """Rows of raw pages; those that are there already stay."""
+def insert_raw(
+    connection: sqlite3.Connection,
+    content: Iterable[tuple[int, bytes]],
+    read: Callable[[int], bytes],
+    known: Iterable[Table],
+) -> Counter[str]:
+    """Rows of raw pages; those that are there already stay. Returns the highest number that each table gave."""
     of_raw = [table for table in known if table.name not in ONLY_BY_SQLITE]
+    highest: Counter[str] = Counter()
     for number, page in content:
         for rowid, values in pages.rows_of(number, page, read):
+            if is_sequence(values):
+                highest |= Counter({values[0]: values[1]})
             for table in of_raw:
                 if rowid > 0 and table.takes(values[1:]) and values[0] is None:
                     insert(connection, table, table.columns, (rowid, *values[1:]))
+
+
+def is_sequence(values: tuple[Any, ...]) -> bool:
+    """Whether a row tells the highest number that a table gave (SQLite keeps these in a table of its own)."""
+    return len(values) == 2 and values[0] in NUMBERED and isinstance(values[1], int)
 
 
 def insert(connection: sqlite3.Connection, table: Table, columns: tuple[str, ...], row: tuple[Any, ...]) -> None:
@@ -291,20 +305,16 @@ def is_detection(columns: tuple[str, ...], row: tuple[Any, ...]) -> bool:
     return True
 
 
-def copy_by_sqlite(connection: sqlite3.Connection, aside: Path, known: Iterable[Table]) -> Mapping[str, int]:
-    """What SQLite can read of each table, from both ends up to a damaged page; the highest number that each gave.
+def copy_by_sqlite(connection: sqlite3.Connection, aside: Path, known: Iterable[Table]) -> None:
+    """What SQLite can read of each table, from both ends up to a damaged page.
 
     It deletes the write-ahead log of an empty file, even where it is to read only.
     """
     if aside.stat().st_size == 0:
-        return {}
-    try:
-        with closing(connected(aside, "mode=ro")) as old:
-            for table in known:
-                _copy_table(connection, old, table)
-            return _sequences(old)
-    except sqlite3.Error:
-        return {}
+        return
+    with suppress(sqlite3.Error), closing(connected(aside, "mode=ro")) as old:  # the raw pages are read after this
+        for table in known:
+            _copy_table(connection, old, table)
 
 
 def _copy_table(connection: sqlite3.Connection, old: sqlite3.Connection, table: Table) -> None:
@@ -327,12 +337,6 @@ def _readable(old: sqlite3.Connection, name: str, columns: tuple[str, ...], orde
             yield row
 
 
-def _sequences(old: sqlite3.Connection) -> Mapping[str, int]:
-    with suppress(sqlite3.Error):
-        return {str(name): int(last) for name, last in old.execute("SELECT name, seq FROM sqlite_sequence")}
-    return {}
-
-
 def highest_named(output: Path) -> int:
     """The highest number of a detection in the name of a file that was made of it."""
     names = (
@@ -342,7 +346,7 @@ def highest_named(output: Path) -> int:
 
 
 def settle(
-    connection: sqlite3.Connection, known: Iterable[Table], highest: Mapping[str, int]
+    connection: sqlite3.Connection, known: Iterable[Table], highest: Counter[str]
 ) -> tuple[Mapping[str, int], Mapping[str, str]]:
     """See to it that no number is given again; (rows by table, lost numbers by table)."""
     rows: dict[str, int] = {}
@@ -350,7 +354,7 @@ def settle(
     for table in known:
         ids = [id for (id,) in connection.execute(f"SELECT id FROM {table.name} ORDER BY id")]
         rows[table.name] = len(ids)
-        last = max([highest.get(table.name, 0), *ids[-1:]])
+        last = max([highest[table.name], *ids[-1:]])
         if table.name in ("detections", "sessions") and (holes := list(missing(ids, last))):
             lost[table.name] = ", ".join(holes[:TOLD]) + (", ..." if len(holes) > TOLD else "")
         if last:
@@ -360,7 +364,7 @@ def settle(
 
 def _start_ids(connection: sqlite3.Connection, name: str, last: int) -> None:
     """Let the next number of a table that never gives one twice come after `last`."""
-    if name in ("detections", "sessions", "outbox"):
+    if name in NUMBERED:
         connection.execute("DELETE FROM sqlite_sequence WHERE name = ?", (name,))
         connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (name, last))
 
