@@ -111,6 +111,12 @@ class Waiting:
             self._full = self._full and self.rows > RESUME * self._room
             return event
 
+    def clear(self) -> None:
+        """Forget what waits."""
+        with self._changed:
+            self._events.clear()
+            self.rows = 0
+
     def _fitted(self, event: Event) -> Event | None:
         """The event with what was shed before it; None where it is shed itself."""
         if isinstance(event, Opened):

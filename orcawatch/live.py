@@ -380,6 +380,7 @@ class LiveSource:
     def _accept(self, opened: Opened) -> None:
         """Take what was opened first as what the stream is; refuse what differs later."""
         if self._info is None:
+            self._feed.waiting.clear()  # of cards that could not be opened: the stream begins with this one
             self._learn(self._settings.device or plain(opened.name), opened.rate_hz, opened.channels)
         info = self.info
         if (opened.rate_hz, opened.channels) != (info.rate_hz, info.channels):
