@@ -279,6 +279,7 @@ def insert_raw(
             for table in of_raw:
                 if rowid > 0 and table.takes(values[1:]) and values[0] is None:
                     insert(connection, table, table.columns, (rowid, *values[1:]))
+    return highest
 
 
 def is_sequence(values: tuple[Any, ...]) -> bool:
