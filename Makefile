@@ -1,5 +1,6 @@
 # make demo: see orcas detected on four channels. make test: every test, each side in its own environment.
-.PHONY: demo test edge train tflite lint clean
+# make boot: the service in a booted Debian (root only).
+.PHONY: demo test boot edge train tflite parts lint clean
 EDGE = .venv/edge/bin
 TRAIN = .venv/train/bin
 TFLITE = .venv/tflite/bin
@@ -10,10 +11,18 @@ demo: edge
 	$(EDGE)/orcawatch run --input orcawatch-out/demo/scene.flac --output orcawatch-out/demo
 	@echo "Open the pictures in orcawatch-out/demo/snapshots: each shows what was heard beside what the network looked at."
 
-test: lint edge tflite train
+test: lint edge tflite train parts
 	OTHER_PYTHON=$(CURDIR)/$(TFLITE)/python $(EDGE)/python -m pytest tests/edge
-	$(TFLITE)/python -m pytest tests/edge
+	$(TFLITE)/python -m pytest tests/edge -m "not parts"
 	EDGE_PYTHONS=$(CURDIR)/$(EDGE)/python:$(CURDIR)/$(TFLITE)/python $(TRAIN)/python -m pytest tests/train
+
+boot: edge
+	@tests/packages.sh debootstrap systemd-container
+	$(EDGE)/python -m pytest -s tests/boot
+
+# What tests run against for real: a sound system, a broker, service managers.
+parts:
+	@tests/packages.sh libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils mosquitto openssl systemd
 
 lint: edge
 	$(EDGE)/ruff check .

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,15 @@ class Bundle:
     def digest(self) -> str:
         """Hash of the manifest, which holds every file's hash: names exactly this bundle in records."""
         return str(self.manifest["digest"])
+
+    def backbones_of(self, members: Sequence[str]) -> tuple[str, ...]:
+        """The backbones whose features these members take, in the bundle's order.
+
+        Where the manifest does not say it (bundles of one backbone), every backbone is named.
+        """
+        fusion = self.manifest.get("fusion", {})
+        needed = {name for member in members for name in fusion.get(member, self.backbones)}
+        return tuple(name for name in self.backbones if name in needed)
 
 
 def sha256(path: Path) -> str:

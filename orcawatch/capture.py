@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from datetime import datetime
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .clock import SampleClock
 from .errors import AudioError
-from .records import AudioBlock, StreamInfo
+from .records import AudioBlock, Item, StreamInfo
 
 log = logging.getLogger(__name__)
 
@@ -26,21 +28,73 @@ class Source(Protocol):
     ----------
     info : what is yielded, fixed for the source's life.
     waits : whether audio stays until it is asked for (a file), or comes whether or not it is (a live stream).
+    behind_s : audio that has come and was not asked for yet, seconds; 0 where the source waits.
+    clock : what relates a live stream's samples to the steady clock and UTC; None for files.
     """
 
     @property
     def info(self) -> StreamInfo: ...
     @property
     def waits(self) -> bool: ...
+    @property
+    def behind_s(self) -> float: ...
+    @property
+    def clock(self) -> SampleClock | None: ...
 
-    def blocks(self) -> Iterator[AudioBlock]:
-        """Yield blocks in order until the source ends.
+    def utc_at(self, sample: int) -> datetime | None:
+        """Time of a sample, timezone-aware; None where it is not known."""
+        ...
+
+    def blocks(self) -> Iterator[Item]:
+        """Yield blocks in order until the source ends; a live one says why there is no audio, and never ends.
 
         Raises
         ------
         AudioError : the source broke; everything that could be read was yielded before.
         """
         ...
+
+
+class Recorded(Source, Protocol):
+    """A source that yields nothing but audio."""
+
+    def blocks(self) -> Iterator[AudioBlock]:
+        """As a source's."""
+        ...
+
+
+S = TypeVar("S", bound=Source)
+
+
+class Through(Generic[S]):
+    """Base of sources that change what another one yields."""
+
+    def __init__(self, source: S) -> None:
+        self._source = source
+
+    @property
+    def info(self) -> StreamInfo:
+        """The source's."""
+        return self._source.info
+
+    @property
+    def waits(self) -> bool:
+        """The source's."""
+        return self._source.waits
+
+    @property
+    def behind_s(self) -> float:
+        """The source's."""
+        return self._source.behind_s
+
+    @property
+    def clock(self) -> SampleClock | None:
+        """The source's."""
+        return self._source.clock
+
+    def utc_at(self, sample: int) -> datetime | None:
+        """The source's."""
+        return self._source.utc_at(sample)
 
 
 class Screen:
@@ -58,11 +112,13 @@ class Screen:
     Attributes
     ----------
     refused : number of rows refused so far.
+    refused_to : position just past the last of them; None where there are none.
     bad : by channel, its number of bad samples so far.
     """
 
     def __init__(self, name: str, rate_hz: int, channels: Sequence[int]) -> None:
         self.refused = 0
+        self.refused_to: int | None = None
         self.bad: Counter[int] = Counter()
         self._channels = channels
         self._name = name
@@ -102,6 +158,7 @@ class Screen:
     def _refuse(self, part: AudioBlock) -> None:
         self.refused += len(part.samples) + self._held_rows
         self._held, self._held_rows = [], 0
+        self.refused_to = part.end_sample
         if not self._bad:
             log.warning("%s", self._complaint(part))
         self._bad = True

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
@@ -28,6 +29,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 log = logging.getLogger(__name__)
 
 GROUP = "orcawatch.commands"
+# Commands in modules of their own, loaded when they are called: module, and their line in --help.
+MODULES = {
+    "config": ("config_command", "Check a configuration, or show what is in force."),
+    "devices": ("devices", "List the sound cards."),
+    "doctor": ("doctor", "Check device, channels, clock, disk, bundle and speed."),
+    "effort": ("effort", "Account for every second: recorded, gaps, off duty, shed."),
+}
 FAILED = 1
 SKIPPED = 3
 EXIT_CODES = """\b
@@ -51,10 +59,12 @@ class Root(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all commands."""
-        return sorted({*super().list_commands(ctx), *entry_points(GROUP)})
+        return sorted({*super().list_commands(ctx), *MODULES, *entry_points(GROUP)})
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """The command, loaded."""
+        if name in MODULES:
+            return load_module_command(MODULES[name][0])
         entry = entry_points(GROUP).get(name)
         return super().get_command(ctx, name) or (None if entry is None else load_command(entry))
 
@@ -76,7 +86,15 @@ class Root(click.Group):
         command = self.commands.get(name)
         if command is not None:
             return command.get_short_help_str(limit=80)
+        if name in MODULES:
+            return MODULES[name][1]
         return EXTRAS.get(name, (f"Added by {entry_points(GROUP)[name].value}.",))[0]
+
+
+def load_module_command(module: str) -> click.Command:
+    """The command `command` of one of our modules."""
+    command: click.Command = import_module(f".{module}", __package__).command
+    return command
 
 
 def load_command(entry: Any) -> click.Command:
@@ -156,24 +174,23 @@ def run(
     output: Path | None,
     how: str,
 ) -> None:
-    """Listen to a source until it ends, or until SIGTERM or SIGINT.
+    """Listen to a sound card, or a file, until it ends, or until SIGTERM or SIGINT.
 
-    Detections are written to the output folder (SQLite, FLAC clips, snapshots) and printed.
+    Without a file it listens to the device of the settings, or the system's default (`orcawatch devices`), and never
+    ends by itself. Detections are written to the output folder (SQLite, FLAC clips, snapshots) and printed. SIGHUP
+    makes it read its configuration again.
     """
-    from . import daemon
-    from .files import FileSource, printable
+    from .daemon import stop_signals
+    from .service import serve
 
-    settings = chosen_settings(config, bundle, output)
-    path = file or settings.source.file
-    if path is None:
-        raise InputError("there is nothing to listen to: give --input FILE, or source.file in the settings")
-    with daemon.stop_signals() as stop:
-        source = FileSource(path, realtime or settings.source.realtime)
-        ensemble = daemon.open_ensemble(settings)
-        totals = daemon.run(source, ensemble, settings, Printer(how, settings), stop)
-    log.info("%s: %s", printable(path), totals)
+    def load() -> Settings:
+        return chosen_settings(config, bundle, output)
+
+    with stop_signals() as stop:
+        name, totals = serve(load, file, realtime, Printer(how, load()), stop)
+    log.info("%s: %s", name, totals)
     if totals.refused_s:
-        log.warning("%s: %s", printable(path), totals.refusal())
+        log.warning("%s: %s", name, totals.refusal())
     if totals.fault is not None and totals.kept:
         raise totals.fault
     if totals.fault is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -11,21 +13,27 @@ from pathlib import Path
 from threading import Event as Flag
 from threading import Lock
 from types import FrameType
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import recovery
 from .bundle import SHIPPED, Bundle, load_bundle
 from .capture import Source
+from .clock import Clocks, Timekeeper
 from .config import Settings, overridden
 from .detector import Scorer
 from .ensemble import Ensemble
 from .errors import InputError
 from .events import EventBuilder, EventRules
+from .ledger import FileTime, Ledger, Session
 from .listener import Listener, Totals
+from .load import Ladder, steps
+from .logbook import Logbook
+from .outbox import Outbox
 from .recorder import CLIPS, SNAPSHOTS, OnDetection, Recorder
-from .records import AudioBlock, Window, WindowScore
+from .records import AudioBlock, ClockChange, Item, Missing, Window, WindowScore
 from .store import Store
 
 Array = NDArray[np.float32]
@@ -36,10 +44,17 @@ DATABASE = "detections.sqlite"
 
 
 class Shared:
-    """An ensemble that two threads may use: an interpreter does one thing at a time."""
+    """An ensemble that two threads may use: an interpreter does one thing at a time.
 
-    def __init__(self, ensemble: Scorer) -> None:
+    Parameters
+    ----------
+    ensemble : the one.
+    on_score : called with the seconds that each window took.
+    """
+
+    def __init__(self, ensemble: Scorer, on_score: Callable[[float], object] = lambda seconds: None) -> None:
         self._ensemble = ensemble
+        self._on_score = on_score
         self._lock = Lock()
 
     @property
@@ -47,10 +62,15 @@ class Shared:
         """The ensemble's bundle."""
         return self._ensemble.bundle
 
-    def score(self, window: Window) -> WindowScore:
+    def score(
+        self, window: Window, columns: Sequence[int] | None = None, vote: Sequence[str] | None = None
+    ) -> WindowScore:
         """As the ensemble's."""
         with self._lock:
-            return self._ensemble.score(window)
+            began_s = time.perf_counter()
+            score = self._ensemble.score(window, columns, vote)
+        self._on_score(time.perf_counter() - began_s)
+        return score
 
     def explain(self, window: Window, channel: int) -> dict[str, tuple[Array, Array]]:
         """As the ensemble's."""
@@ -58,8 +78,37 @@ class Shared:
             return self._ensemble.explain(window, channel)
 
 
+class Upkeep:
+    """What goes on beside the loop of a long watch; this one does nothing. See `orcawatch.service.Service`."""
+
+    @contextmanager
+    def watching(self, store: Store) -> Iterator[None]:
+        """Around the whole watch."""
+        yield
+
+    def outbox(self, session: int | None) -> Outbox | None:
+        """Where messages about this session wait for the sinks."""
+        return None
+
+    def processed(self, loop: Loop) -> None:
+        """One more item was dealt with."""
+
+    def scored(self, seconds: float) -> None:
+        """One more window was scored, in so many seconds."""
+
+    def room(self, size: int) -> bool:
+        """Whether so many bytes may be written for a clip or a snapshot."""
+        return True
+
+
 def run(
-    source: Source, ensemble: Scorer, settings: Settings, on_detection: OnDetection, stop: Flag | None = None
+    source: Source,
+    ensemble: Scorer,
+    settings: Settings,
+    on_detection: OnDetection,
+    stop: Flag | None = None,
+    upkeep: Upkeep | None = None,
+    clocks: Timekeeper | None = None,
 ) -> Totals:
     """Listen to a source until it ends or is to stop; files and live streams take the same way.
 
@@ -71,6 +120,8 @@ def run(
     on_detection : called with each detection after its clip and snapshot were made, in this thread. Its paths are
         relative to the output folder.
     stop : set it to end early; what was heard is finished and kept.
+    upkeep : what goes on beside the loop; nothing where it is left out.
+    clocks : the system's.
 
     Returns
     -------
@@ -81,26 +132,107 @@ def run(
     ------
     InputError, AudioError : the source cannot be scored at all, or the output folder not be used.
     """
-    shared = Shared(ensemble)
+    upkeep = upkeep or Upkeep()
+    shared = Shared(ensemble, upkeep.scored)
     listener = Listener(source, shared, settings.channels)
-    builder = EventBuilder(rules_of(shared.bundle, settings), source.info.rate_hz)
-    with open_store(settings.output) as store:
-        recorder = Recorder(store, shared, source.info, listener.channels, settings, source.waits, on_detection)
-        with closing(recorder):
-            for audio, windows in listener.listen(stop or Flag()):
-                _step(recorder, builder, audio, windows)
-            recorder.finish()
-    counts = {name: getattr(recorder, name) for name in ("events", "shed", "failed", "lost")}
+    with open_store(settings.output) as store, upkeep.watching(store):
+        loop = Loop(store, source, shared, listener, settings, on_detection, upkeep, clocks or Clocks())
+        with closing(loop):
+            for item, windows in listener.listen(stop or Flag()):
+                loop.take(item, windows)
+                upkeep.processed(loop)
+            loop.recorder.finish()
+    counts = {name: getattr(loop.recorder, name) for name in ("events", "shed", "failed", "lost")}
     return replace(listener.totals(), **counts)
 
 
-def _step(recorder: Recorder, builder: EventBuilder, audio: AudioBlock | None, windows: Sequence[WindowScore]) -> None:
-    if audio is not None:
-        recorder.hear(audio)
-    events = [event for window in windows for event in builder.push(window)]
-    for event in events if audio is not None else events + builder.finish():
-        recorder.record(event)
-    recorder.advance(stretch_ended=audio is None)
+class Loop:
+    """What is done with the items of a stream and their windows: events, rows, clips, the account, the ladder.
+
+    Attributes
+    ----------
+    source, listener, logbook, recorder, ladder : its parts, for the upkeep to look at.
+    position : just past the last item.
+    seconds : by kind and cause, what the items were.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        source: Source,
+        ensemble: Shared,
+        listener: Listener,
+        settings: Settings,
+        on_detection: OnDetection,
+        upkeep: Upkeep,
+        clocks: Timekeeper,
+    ) -> None:
+        self.source = source
+        self.listener = listener
+        self._clocks = clocks
+        self.position = 0
+        self.seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
+        bundle, channels, info = ensemble.bundle, listener.channels, source.info
+        ledger = open_ledger(store, source, channels, bundle, settings, clocks)
+        outbox = upkeep.outbox(ledger.session)
+        self.logbook = Logbook(store, ledger, source, channels, bundle, settings, outbox)
+        self.recorder = Recorder(
+            self.logbook, ensemble, info, channels, settings, source.waits, on_detection, upkeep.room
+        )
+        overload = settings.overload
+        wanted = () if source.waits else overload.steps
+        self.ladder = Ladder(steps(bundle, len(channels), wanted), overload.step_up_s, overload.recover_s)
+        self._builder = EventBuilder(rules_of(bundle, settings), info.rate_hz)
+
+    def take(self, item: Item | None, windows: Sequence[WindowScore]) -> None:
+        """Deal with one item; None ends a stretch."""
+        if isinstance(item, ClockChange):
+            self.logbook.clock_changed(item)
+            return
+        if isinstance(item, AudioBlock):
+            self._hear(item)
+        events = [event for window in windows for event in self._builder.push(window)]
+        ended = not isinstance(item, AudioBlock)
+        for event in events + (self._builder.finish() if ended else []):
+            self.recorder.record(event)
+        if isinstance(item, Missing):
+            self._miss(item)
+        self.recorder.advance(stretch_ended=ended)
+        self._climb()
+
+    def change(self, settings: Settings, bundle: Bundle) -> None:
+        """Go on with other settings; only keys that may be reloaded differ."""
+        self._builder.rules = rules_of(bundle, settings)
+        self.recorder.take(settings)
+        self.ladder.step_up_s, self.ladder.recover_s = settings.overload.step_up_s, settings.overload.recover_s
+
+    def close(self) -> None:
+        """End the clips' worker, and the session."""
+        self.recorder.close()
+        self.logbook.close()
+
+    def _hear(self, audio: AudioBlock) -> None:
+        self.recorder.hear(audio)
+        self.logbook.heard(audio)
+        self._count("recorded", "", audio.end_sample - audio.start_sample, audio.end_sample)
+
+    def _miss(self, missing: Missing) -> None:
+        self.recorder.skip(missing.end_sample)
+        self.logbook.missing(missing)
+        self._count(missing.kind, missing.cause, missing.end_sample - missing.start_sample, missing.end_sample)
+
+    def _count(self, kind: str, cause: str, samples: int, position: int) -> None:
+        self.seconds[kind, cause] += samples / self.source.info.rate_hz
+        self.position = position
+
+    def _climb(self) -> None:
+        """Take another step of the overload ladder where the backlog says so."""
+        before = self.ladder.step
+        step = self.ladder.update(self.source.behind_s, self._clocks.steady_s())
+        if step is not None:
+            log.warning("overload: %s, after %s (%.1f s wait)", step.name, before.name, self.source.behind_s)
+            self.listener.take(step)
+            self.logbook.step(self.ladder.number, step)
 
 
 def rules_of(bundle: Bundle, settings: Settings) -> EventRules:
@@ -122,13 +254,34 @@ def open_ensemble(settings: Settings) -> Ensemble:
 
 
 def open_store(output: Path) -> Store:
-    """The database in the output folder; the folder and those for clips and snapshots are made."""
+    """The database in the output folder; the folder and those for clips and snapshots are made.
+
+    A damaged database is moved aside, with what can be read of it in the new one (see `orcawatch.recovery`).
+    """
     try:
         for folder in (CLIPS, SNAPSHOTS):
             (output / folder).mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         raise InputError(f"output folder {output} cannot be made: {fault.strerror}; name another one") from fault
-    return Store(output / DATABASE)
+    return recovery.open_store(output / DATABASE)
+
+
+def open_ledger(
+    store: Store, source: Source, channels: Sequence[int], bundle: Bundle, settings: Settings, clocks: Timekeeper
+) -> Ledger:
+    """The ledger of a new session."""
+    session = Session(
+        source=source.info.name,
+        live=source.info.live,
+        rate_hz=source.info.rate_hz,
+        channels=tuple(channels),
+        hydrophones=tuple(hydrophone.serial for hydrophone in settings.hydrophones),
+        station=settings.station,
+        bundle=bundle.name,
+        bundle_digest=bundle.digest,
+    )
+    timeline = source.clock or FileTime(source.info.rate_hz, source.utc_at)
+    return Ledger(store, session, timeline, clocks, settings.ledger.checkpoint_s)
 
 
 @contextmanager

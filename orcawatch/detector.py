@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +23,9 @@ class Scorer(Protocol):
     @property
     def bundle(self) -> Bundle: ...
 
-    def score(self, window: Window) -> WindowScore: ...
+    def score(
+        self, window: Window, columns: Sequence[int] | None = None, vote: Sequence[str] | None = None
+    ) -> WindowScore: ...
     def explain(self, window: Window, channel: int) -> dict[str, tuple[Array, Array]]: ...
 
 
@@ -39,6 +41,7 @@ class Detector:
     rate_hz : rate of the audio that comes.
     channels : its number of channels.
     hop_s : distance between windows.
+    columns, vote : which channels to score, and which members to average; None for all, and the bundle's.
 
     Attributes
     ----------
@@ -51,8 +54,18 @@ class Detector:
     AudioError : the rate is too low, or there are no channels.
     """
 
-    def __init__(self, ensemble: Scorer, rate_hz: int, channels: int, hop_s: float) -> None:
+    def __init__(
+        self,
+        ensemble: Scorer,
+        rate_hz: int,
+        channels: int,
+        hop_s: float,
+        columns: Sequence[int] | None = None,
+        vote: Sequence[str] | None = None,
+    ) -> None:
         self.unscored = 0
+        self._columns = columns
+        self._vote = vote
         self._ensemble = ensemble
         self._rate_hz = rate_hz
         self._channels = channels
@@ -63,7 +76,7 @@ class Detector:
     def push(self, block: AudioBlock) -> list[WindowScore]:
         """Scores of the windows that this block completes, and of the stretch's last ones where it ends a stretch."""
         scores = [] if block.start_sample == self._stretch.end_sample else self._restart(block.start_sample)
-        return scores + [self._ensemble.score(window) for window in self._stretch.push(block.samples)]
+        return scores + self._scored(self._stretch.push(block.samples))
 
     def finish(self) -> list[WindowScore]:
         """Scores of the windows still held back; the next block starts a new stretch."""
@@ -71,9 +84,12 @@ class Detector:
 
     def _restart(self, start_sample: int) -> list[WindowScore]:
         old, self._stretch = self._stretch, self._new_stretch(start_sample)
-        scores = [self._ensemble.score(window) for window in old.finish()]
+        scores = self._scored(old.finish())
         self.unscored += 0 if old.windows else old.end_sample - old.start_sample
         return scores
+
+    def _scored(self, windows: Iterator[Window]) -> list[WindowScore]:
+        return [self._ensemble.score(window, self._columns, self._vote) for window in windows]
 
     def _new_stretch(self, start_sample: int) -> Stretch:
         return Stretch(self._front_ends, self._grid, self._rate_hz, self._channels, start_sample)

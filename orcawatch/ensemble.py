@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,8 @@ Array = NDArray[np.float32]
 
 
 def fuse_channels(channel_scores: Array, how: str) -> float:
-    """One score of the array from its channels' scores: the highest (`max`) or the average (`mean`)."""
-    return float(channel_scores.max() if how == "max" else channel_scores.mean())
+    """One score of the array from the scores of those channels that have one: the highest (`max`) or the average."""
+    return float(np.nanmax(channel_scores) if how == "max" else np.nanmean(channel_scores))
 
 
 class Ensemble:
@@ -51,10 +51,25 @@ class Ensemble:
         self._heads.require("explain", sizes, sizes)
         self._vote = [bundle.members.index(name) for name in bundle.vote]
 
-    def score(self, window: Window) -> WindowScore:
-        """Confidences of every member on every channel of one window."""
-        members = np.stack([self.score_spectrograms(spectrograms) for spectrograms in self._finish(window)])
-        channels = members[:, self._vote].mean(axis=1)
+    def score(
+        self, window: Window, columns: Sequence[int] | None = None, vote: Sequence[str] | None = None
+    ) -> WindowScore:
+        """Confidences of every member on every channel of one window.
+
+        Parameters
+        ----------
+        window : all of the array's channels.
+        columns : the channels to score; the others' scores are NaN. None for all.
+        vote : the members to average; backbones that none of them listens to are not run, and the scores of members
+            that would need one are NaN. None for the bundle's.
+        """
+        voting = self._vote if vote is None else [self.bundle.members.index(name) for name in vote]
+        needed = self._needed(self.bundle.vote if vote is None else vote)
+        members = np.full((len(next(iter(window.rows.values()))), len(self.bundle.members)), np.nan, np.float32)
+        for column in range(len(members)) if columns is None else columns:
+            rows = {name: found[column] for name, found in window.rows.items()}
+            members[column] = self._score_rows(rows, needed)
+        channels = members[:, voting].mean(axis=1)
         return WindowScore(
             window.start_sample,
             window.end_sample,
@@ -62,6 +77,19 @@ class Ensemble:
             channels,
             fuse_channels(channels, self.bundle.channel_fusion),
         )
+
+    def _needed(self, vote: Sequence[str]) -> tuple[str, ...]:
+        return self.bundle.backbones_of(self.bundle.members if set(vote) == set(self.bundle.vote) else vote)
+
+    def _score_rows(self, rows: Mapping[str, Array], needed: Sequence[str]) -> Array:
+        """Members' confidences from one channel's rows; NaN for those that listen to a backbone not among `needed`."""
+        features = self._features({name: self._backbones[name].front_end.finish(rows[name]) for name in needed})
+        for name in set(self.bundle.backbones) - set(needed):
+            features[name] = np.zeros((1, self.bundle.backbones[name].feature_size), np.float32)
+        scores = np.array(self._heads.call("score", features)["scores"][0])
+        unheard = [not set(self.bundle.backbones_of([name])) <= set(needed) for name in self.bundle.members]
+        scores[unheard] = np.nan
+        return scores
 
     def score_spectrograms(self, spectrograms: Mapping[str, Array]) -> Array:
         """Members' confidences from one channel's finished spectrograms, (frames, bands) by backbone."""
@@ -93,12 +121,6 @@ class Ensemble:
             front_end = self.bundle.backbones[name].front_end
             return np.zeros((front_end.frames, front_end.shape[1]), np.float32)
         return self._backbones[name].explain(spectrogram, relevance)
-
-    def _finish(self, window: Window) -> list[dict[str, Array]]:
-        """Spectrograms (frames, bands) by backbone, one dict per channel."""
-        finished = {name: self._backbones[name].front_end.finish(rows) for name, rows in window.rows.items()}
-        channels = len(next(iter(finished.values())))
-        return [{name: spectrograms[c] for name, spectrograms in finished.items()} for c in range(channels)]
 
     def _features(self, spectrograms: Mapping[str, Array]) -> dict[str, Array]:
         return {name: self._backbones[name].features(patch)[None] for name, patch in spectrograms.items()}

@@ -39,20 +39,30 @@ class EventBuilder:
 
     Parameters
     ----------
-    rules : thresholds and durations.
+    rules : thresholds and durations; may be replaced at any time.
     rate_hz : samples per second of the windows' positions.
     """
 
     def __init__(self, rules: EventRules, rate_hz: int) -> None:
-        self._rules = rules
-        self._merge_gap = rules.merge_gap_s * rate_hz
-        self._min = rules.min_duration_s * rate_hz
-        self._max = rules.max_duration_s * rate_hz
+        self._rate_hz = rate_hz
+        self.rules = rules
         self._last: WindowScore | None = None
         self._open = False  # the hysteresis: the last window is part of an event
         self._start = self._end = 0
         self._held: list[WindowScore] = []  # the windows of the event that may still grow
         self._after: list[WindowScore] = []  # windows since its end
+
+    @property
+    def _merge_gap(self) -> float:
+        return self.rules.merge_gap_s * self._rate_hz
+
+    @property
+    def _min(self) -> float:
+        return self.rules.min_duration_s * self._rate_hz
+
+    @property
+    def _max(self) -> float:
+        return self.rules.max_duration_s * self._rate_hz
 
     def push(self, window: WindowScore) -> list[Event]:
         """Take the next window; return the events that can no longer change."""
@@ -61,7 +71,7 @@ class EventBuilder:
         self._last = window
         if self._open:
             done += self._grow(window, border)
-        elif window.score >= self._rules.start_threshold:
+        elif window.score >= self.rules.start_threshold:
             done += self._begin(window, border)
         else:
             done += self._pass(window)
@@ -82,13 +92,13 @@ class EventBuilder:
     def _grow(self, window: WindowScore, border: int) -> list[Event]:
         """The window after one inside an event."""
         self._end = border
-        self._open = window.score >= self._rules.stop_threshold
+        self._open = window.score >= self.rules.stop_threshold
         if not self._open:
             return self._pass(window)
         if border - self._start < self._max:
             self._held.append(window)
             return []
-        self._open = window.score >= self._rules.start_threshold
+        self._open = window.score >= self.rules.start_threshold
         return self._begin(window, border) if self._open else self._emit()
 
     def _begin(self, window: WindowScore, border: int) -> list[Event]:
@@ -124,12 +134,12 @@ def centre(window: WindowScore) -> int:
 
 def event_of(windows: list[WindowScore], start_sample: int, end_sample: int) -> Event:
     """The record of an event with these windows and this span."""
-    channel_scores = np.max([window.channel_scores for window in windows], axis=0)
+    channel_scores = np.fmax.reduce([window.channel_scores for window in windows])
     return Event(
         start_sample,
         end_sample,
         max(window.score for window in windows),
         channel_scores,
-        int(np.argmax(channel_scores)),
+        int(np.nanargmax(channel_scores)),
         tuple(windows),
     )

@@ -11,12 +11,12 @@ from threading import Event as Flag
 import numpy as np
 from numpy.typing import NDArray
 
-from .capture import Source
+from .capture import Recorded, Through
 from .detector import Scorer
 from .errors import AudioError, InputError
 from .files import FileSource
 from .listener import Listener
-from .records import AudioBlock, StreamInfo, WindowScore
+from .records import AudioBlock, WindowScore
 from .scan import OnAudio, Recording, Watched
 from .snapshot import LONGEST_S, explain_audio, picture_arrays, score_arrays, shares, write_picture
 
@@ -62,7 +62,7 @@ class Explained:
         return f"{what}{choice}; relevance: {parts or 'none, nothing speaks for orca'}"
 
 
-class Part:
+class Part(Through[Recorded]):
     """A source's audio from `start_s` on, at most `length_s` of it; positions stay those of the source.
 
     Raises
@@ -70,21 +70,11 @@ class Part:
     AudioError : while it is read, the source ends before the part begins.
     """
 
-    def __init__(self, source: Source, start_s: float, length_s: float | None) -> None:
-        self._source = source
+    def __init__(self, source: Recorded, start_s: float, length_s: float | None) -> None:
+        super().__init__(source)
         rate_hz = source.info.rate_hz
         self._start = round(start_s * rate_hz)
         self._end = None if length_s is None else self._start + max(1, round(length_s * rate_hz))
-
-    @property
-    def info(self) -> StreamInfo:
-        """The source's."""
-        return self._source.info
-
-    @property
-    def waits(self) -> bool:
-        """The source's."""
-        return self._source.waits
 
     def blocks(self) -> Iterator[AudioBlock]:
         """The source's blocks, cut to the part."""
@@ -235,7 +225,7 @@ def _last(windows: Sequence[WindowScore], first: int, longest: int) -> int:
     return last
 
 
-def read_stretch(source: Source, start: int, end: int) -> Array:
+def read_stretch(source: Recorded, start: int, end: int) -> Array:
     """Samples from `start` to `end` of a source, float32, shape (samples, channels); it is not read further."""
     parts = []
     for block in source.blocks():

@@ -77,6 +77,19 @@ class FileSource:
         return not self._realtime
 
     @property
+    def behind_s(self) -> float:
+        """A file is never behind."""
+        return 0.0
+
+    @property
+    def clock(self) -> None:
+        """A file's samples come at no particular time."""
+
+    def utc_at(self, sample: int) -> datetime | None:
+        """Time of a sample where the file's name tells when it began."""
+        return self.info.utc_at(sample)
+
+    @property
     def duration_s(self) -> float:
         """Length that the file's header states; 0 where it states none."""
         return (self.frames or 0) / self.info.rate_hz

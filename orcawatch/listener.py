@@ -6,14 +6,23 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Event as Flag
+from typing import TYPE_CHECKING, Optional
 
 from .capture import Screen, Source
 from .channels import chosen_channels, select
 from .detector import Detector, Scorer
 from .errors import AudioError
-from .records import AudioBlock, WindowScore
+from .records import AudioBlock, Item, Missing, WindowScore
+
+if TYPE_CHECKING:
+    from .load import Step
+
+Heard = tuple[Optional[Item], list[WindowScore]]
 
 log = logging.getLogger(__name__)
+
+LEFT_OUT = "the source left samples out"
+REFUSED = "refused: no finite samples"
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,9 @@ class Totals:
     read_s : audio that the source yielded; equals `scored_s + refused_s`.
     scored_s : audio that lies in stretches with at least one window.
     refused_s : audio that is not finite, or in stretches shorter than one frame.
-    gap_s : holes between the source's blocks.
+    gap_s : holes between the source's blocks, lost audio, a device that was away.
+    off_duty_s : outside the duty cycle.
+    shed_s : audio that came faster than it could be scored and was dropped.
     windows, events : numbers of each.
     shed : events without clip and snapshot because a live stream brought them faster than they could be made.
     failed : events whose clip or snapshot could not be made.
@@ -38,6 +49,8 @@ class Totals:
     scored_s: float = 0.0
     refused_s: float = 0.0
     gap_s: float = 0.0
+    off_duty_s: float = 0.0
+    shed_s: float = 0.0
     windows: int = 0
     events: int = 0
     shed: int = 0
@@ -65,7 +78,8 @@ class Totals:
     def __str__(self) -> str:
         return (
             f"{self.read_s:.2f} s read, {self.scored_s:.2f} s scored, {self.refused_s:.2f} s refused, "
-            f"{self.gap_s:.2f} s missing; {self.windows} windows, {self.events} events "
+            f"{self.gap_s:.2f} s missing, {self.off_duty_s:.2f} s off duty, {self.shed_s:.2f} s shed; "
+            f"{self.windows} windows, {self.events} events "
             f"({self.shed} without clip for lack of time, {self.failed} with a failed clip or snapshot, "
             f"{self.lost} lost)"
         )
@@ -96,65 +110,117 @@ class Listener:
         self.channels = chosen_channels(channels, info.channels)
         self.windows = 0
         self._source = source
+        self._ensemble = ensemble
         self._rate_hz = info.rate_hz
         self._screen = Screen(info.name, info.rate_hz, self.channels)
         self._detector = Detector(ensemble, info.rate_hz, len(self.channels), ensemble.bundle.hop_s)
-        self._read = self._missing = 0
-        self._end: int | None = None  # of the source's last block
-        self._heard: int | None = None  # end of the last audio that passed the screen
+        self._unscored = 0  # in stretches of earlier detectors
+        self._step: Step | None = None  # to be taken before the next audio
+        self._read = 0
+        self._missing = dict.fromkeys(("gap", "off_duty", "shed"), 0)
+        self._end: int | None = None  # of what the source yielded last
+        self._heard: int | None = None  # end of the last audio that passed the screen, or was entered as missing
         self._fault: AudioError | None = None
 
-    def listen(self, stop: Flag) -> Iterator[tuple[AudioBlock | None, list[WindowScore]]]:
-        """Yield (audio, windows) until the source ends, breaks or is to stop; each stretch ends with (None, windows).
+    def take(self, step: Step) -> None:
+        """Score by another step of the overload ladder from the next audio on: a new stretch begins there."""
+        self._step = step
 
+    def listen(self, stop: Flag) -> Iterator[Heard]:
+        """Yield (item, windows) until the source ends, breaks or is to stop.
+
+        The items tile the stream: audio that passed the screen, and why there is none (which ends a stretch, with its
+        last windows); None ends a stretch where nothing is missing. Changes of the clock come through with no windows.
         A source that breaks does not raise: what it gave is scored to the end, and the error stands in `totals`.
         """
         try:
-            for block in self._source.blocks():
-                self._count(block)
-                for part in self._screen.push(select(block, self.channels)):
-                    yield from self._hear(part)
+            for item in self._source.blocks():
+                yield from self._take(item)
                 if stop.is_set():
                     break
         except AudioError as fault:
             self._fault = fault
-        for part in self._screen.finish():
-            yield from self._hear(part)
-        yield self._end_stretch()
-        if self.windows == 0 and self._fault is None and not stop.is_set():
+        yield from self._settle()
+        yield self._end_stretch(None)
+        if self.windows == 0 and self._fault is None and not stop.is_set() and not self._source.info.live:
             self._fault = AudioError(self._nothing_text())
 
     def totals(self) -> Totals:
         """The account; complete once `listen` has ended."""
-        refused = self._screen.refused + self._detector.unscored
+        refused = self._screen.refused + self._unscored + self._detector.unscored
         return Totals(
             read_s=self._read / self._rate_hz,
             scored_s=(self._read - refused) / self._rate_hz,
             refused_s=refused / self._rate_hz,
-            gap_s=self._missing / self._rate_hz,
+            gap_s=self._missing["gap"] / self._rate_hz,
+            off_duty_s=self._missing["off_duty"] / self._rate_hz,
+            shed_s=self._missing["shed"] / self._rate_hz,
             windows=self.windows,
             bad_s={channel: count / self._rate_hz for channel, count in sorted(self._screen.bad.items())},
             fault=self._fault,
         )
 
-    def _hear(self, part: AudioBlock) -> Iterator[tuple[AudioBlock | None, list[WindowScore]]]:
-        if self._heard is not None and part.start_sample != self._heard:
-            yield self._end_stretch()
+    def _take(self, item: Item) -> Iterator[Heard]:
+        if isinstance(item, AudioBlock):
+            yield from self._take_audio(item)
+        elif isinstance(item, Missing):
+            yield from self._take_missing(item)
+        else:
+            yield item, []
+
+    def _take_audio(self, block: AudioBlock) -> Iterator[Heard]:
+        yield from self._take_step()
+        if self._end is not None and block.start_sample > self._end:
+            yield from self._take_missing(Missing(self._end, block.start_sample, "gap", LEFT_OUT))
+        self._heard = block.start_sample if self._heard is None else self._heard
+        self._read += len(block.samples)
+        self._end = block.end_sample
+        for part in self._screen.push(select(block, self.channels)):
+            yield from self._hear(part)
+        yield from self._refuse_to(self._screen.refused_to)
+
+    def _take_missing(self, missing: Missing) -> Iterator[Heard]:
+        yield from self._settle()
+        self._missing[missing.kind] += missing.end_sample - missing.start_sample
+        self._end = self._heard = missing.end_sample
+        yield self._end_stretch(missing)
+
+    def _take_step(self) -> Iterator[Heard]:
+        step, self._step = self._step, None
+        if step is not None:
+            yield from self._settle()
+            yield self._end_stretch(None)
+            self._unscored += self._detector.unscored
+            self._detector = Detector(
+                self._ensemble, self._rate_hz, len(self.channels), step.hop_s, step.columns, step.vote
+            )
+
+    def _settle(self) -> Iterator[Heard]:
+        """Hear what the screen holds back, and enter what it refused."""
+        for part in self._screen.finish():
+            yield from self._hear(part)
+        yield from self._refuse_to(self._screen.refused_to)
+
+    def _refuse_to(self, sample: int | None) -> Iterator[Heard]:
+        if sample is not None and self._heard is not None and sample > self._heard:
+            refused, self._heard = Missing(self._heard, sample, "gap", REFUSED), sample
+            yield self._end_stretch(refused)
+
+    def _hear(self, part: AudioBlock) -> Iterator[Heard]:
+        if self._heard is not None and part.start_sample < self._heard:
+            yield self._end_stretch(None)
+        elif self._heard is not None and part.start_sample > self._heard:
+            yield from self._refuse_to(part.start_sample)
         self._heard = part.end_sample
         for piece in pieces(part, self._rate_hz):
             yield piece, self._scored(self._detector.push(piece))
 
-    def _end_stretch(self) -> tuple[None, list[WindowScore]]:
-        return None, self._scored(self._detector.finish())
+    def _end_stretch(self, missing: Missing | None) -> Heard:
+        return missing, self._scored(self._detector.finish())
 
     def _scored(self, windows: list[WindowScore]) -> list[WindowScore]:
         self.windows += len(windows)
         return windows
-
-    def _count(self, block: AudioBlock) -> None:
-        self._missing += 0 if self._end is None else max(0, block.start_sample - self._end)
-        self._read += len(block.samples)
-        self._end = block.end_sample
 
     def _nothing_text(self) -> str:
         totals = self.totals()

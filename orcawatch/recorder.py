@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Callable, TypeVar
 
@@ -20,8 +19,10 @@ from .clips import Roll, write_clip
 from .config import Settings
 from .detector import Scorer
 from .errors import OrcawatchError
+from .guano import clip_metadata
+from .logbook import Logbook
 from .records import AudioBlock, Event, StreamInfo
-from .store import Detection, Store
+from .store import Detection
 
 Array = NDArray[np.float32]
 OnDetection = Callable[[Detection], None]
@@ -46,6 +47,7 @@ class Made:
     clip: str | None = None
     snapshot: str | None = None
     numbers: Mapping[str, float] = field(default_factory=dict)
+    thumbnail: bytes | None = None
     failed: bool = False
 
 
@@ -56,35 +58,36 @@ class Recorder:
 
     Parameters
     ----------
-    store : where rows go; it is acknowledged before anything else is done.
+    logbook : where rows go; it is acknowledged before anything else is done.
     ensemble : explains, from the worker thread.
     info : of the source.
     channels : what the source calls the channels of the audio that comes.
-    settings : rolls, output folder, station.
+    settings : rolls, output folder; may be replaced by others with the same folder.
     waits : whether the source waits while clips are made; if not, what is too much is shed.
     on_detection : the report.
+    room : whether so many bytes may be written for a clip or a snapshot.
     """
 
     def __init__(
         self,
-        store: Store,
+        logbook: Logbook,
         ensemble: Scorer,
         info: StreamInfo,
         channels: Sequence[int],
         settings: Settings,
         waits: bool,
         on_detection: OnDetection,
+        room: Callable[[int], bool] = lambda size: True,
     ) -> None:
         self.events = self.shed = self.failed = self.lost = 0
-        self._store = store
+        self.settings = settings
+        self._logbook = logbook
         self._ensemble = ensemble
         self._info = info
         self._channels = channels
-        self._settings = settings
         self._waits = waits
         self._report = on_detection
-        self._pre = round(settings.clips.pre_roll_s * info.rate_hz)
-        self._post = round(settings.clips.post_roll_s * info.rate_hz)
+        self._room = room
         self._roll = self._new_roll()
         self._heard = 0  # position just past the newest audio
         self._awaiting: deque[tuple[Detection, Event]] = deque()  # events whose post-roll has not come
@@ -100,10 +103,15 @@ class Recorder:
         self._roll.push(audio)
         self._heard = audio.end_sample
 
+    def skip(self, sample: int) -> None:
+        """There is no audio up to this position."""
+        self._heard = max(self._heard, sample)
+
     def record(self, event: Event) -> None:
         """Write the event's row; it is on the disk when this returns, or held to be tried again (without a clip)."""
         self.events += 1
-        detection = self._detection(event)
+        samples, _ = self._roll.cut(event.start_sample, event.end_sample)
+        detection = self._logbook.detection(event, samples)
         if not self._unsaved and (saved := self._saved(detection)) is not None:
             self._awaiting.append((saved, event))
         else:
@@ -132,35 +140,30 @@ class Recorder:
         self._worker.shutdown(wait=True)
 
     def _new_roll(self) -> Roll:
-        settings = self._settings
+        settings = self.settings
         window_s = 2.0  # longer than any window and its wait for the next
         seconds = settings.events.max_duration_s + settings.clips.pre_roll_s + 2 * window_s + SPARE_S
         later_s = max(settings.clips.post_roll_s, settings.events.merge_gap_s)
         return Roll(self._info.rate_hz, len(self._channels), seconds + later_s)
 
-    def _detection(self, event: Event) -> Detection:
-        start_s, end_s = (sample / self._info.rate_hz for sample in (event.start_sample, event.end_sample))
-        start_utc = self._info.start_utc
-        bundle = self._ensemble.bundle
-        return Detection(
-            id=None,
-            source=self._info.name,
-            start_s=start_s,
-            end_s=end_s,
-            start_utc=None if start_utc is None else start_utc + timedelta(seconds=start_s),
-            score=event.score,
-            channels=tuple(self._channels),
-            channel_scores=tuple(float(score) for score in event.channel_scores),
-            best_channel=self._channels[event.best_channel],
-            bundle=bundle.name,
-            bundle_digest=bundle.digest,
-            station=self._settings.station,
-        )
+    def take(self, settings: Settings) -> None:
+        """Go on with other settings; a longer roll is filled as audio comes."""
+        self.settings, before = settings, self.settings
+        if (settings.events, settings.clips) != (before.events, before.clips):
+            self._roll = self._new_roll()
+
+    @property
+    def _pre(self) -> int:
+        return round(self.settings.clips.pre_roll_s * self._info.rate_hz)
+
+    @property
+    def _post(self) -> int:
+        return round(self.settings.clips.post_roll_s * self._info.rate_hz)
 
     def _saved(self, detection: Detection) -> Detection | None:
         """The detection with its row's number; None where it could not be written."""
         try:
-            return replace(detection, id=self._store.add(detection))
+            return replace(detection, id=self._logbook.add(detection))
         except OrcawatchError as fault:
             log.error("%s; %d detections wait for it", fault, len(self._unsaved) + 1)
             self._retry_at = self._heard + round(RETRY_S * self._info.rate_hz)
@@ -205,19 +208,25 @@ class Recorder:
 
     def _make(self, detection: Detection, event: Event, samples: Array, first: int) -> Made:
         """Clip and snapshot, in the worker thread."""
+        if not self._room(samples.nbytes):
+            log.error("detection %s has no clip: there is no room on the disk", detection.id)
+            return Made(detection, failed=True)
         name = file_name(detection)
-        clip = attempt(f"clip of detection {detection.id}", lambda: self._clip(name, samples))
-        if not self._settings.snapshots:
+        clip = attempt(f"clip of detection {detection.id}", lambda: self._clip(name, samples, first, detection))
+        if not self.settings.snapshots:
             return Made(detection, clip, failed=clip is None)
         picture = attempt(
             f"snapshot of detection {detection.id}",
             lambda: self._snapshot(name, samples, first, event, title(detection)),
         )
         snapshot, numbers = picture or (None, {})
-        return Made(detection, clip, snapshot, numbers, failed=clip is None or snapshot is None)
+        thumbnail = None if snapshot is None else self._thumbnail(snapshot)
+        return Made(detection, clip, snapshot, numbers, thumbnail, failed=clip is None or snapshot is None)
 
-    def _clip(self, name: str, samples: Array) -> str:
-        path = write_clip(self._settings.output / CLIPS / f"{name}.flac", samples, self._info.rate_hz)
+    def _clip(self, name: str, samples: Array, first: int, detection: Detection) -> str:
+        stem = self.settings.output / CLIPS / f"{name}.flac"
+        metadata = clip_metadata(detection, first, len(samples), self._info.rate_hz)
+        path = write_clip(stem, samples, self._info.rate_hz, metadata, self.settings.clips.format)
         return f"{CLIPS}/{path.name}"
 
     def _snapshot(
@@ -225,11 +234,19 @@ class Recorder:
     ) -> tuple[str, Mapping[str, float]]:
         from .snapshot import make_snapshot  # loads matplotlib
 
-        stem = self._settings.output / SNAPSHOTS / name
+        stem = self.settings.output / SNAPSHOTS / name
         path, numbers = make_snapshot(
             self._ensemble, samples, self._info.rate_hz, first, event, self._channels, title, stem
         )
         return f"{SNAPSHOTS}/{path.name}", numbers
+
+    def _thumbnail(self, snapshot: str) -> bytes | None:
+        """A small JPEG for the sinks; None where none of them takes it."""
+        if not self._logbook.wants_thumbnails:
+            return None
+        from .thumbnail import thumbnail  # loads Pillow
+
+        return attempt(f"thumbnail of {snapshot}", lambda: thumbnail(self.settings.output / snapshot))
 
     def _collect(self) -> None:
         """Wait for the oldest job, attach what it made to the row, and report."""
@@ -239,9 +256,9 @@ class Recorder:
         self._report(attached or made.detection)
 
     def _attach(self, made: Made) -> Detection:
-        numbers = dict(made.numbers)
-        self._store.attach(int(made.detection.id or 0), made.clip, made.snapshot, numbers)
-        return replace(made.detection, clip=made.clip, snapshot=made.snapshot, numbers=numbers)
+        attached = replace(made.detection, clip=made.clip, snapshot=made.snapshot, numbers=dict(made.numbers))
+        self._logbook.attach(attached, made.thumbnail)
+        return attached
 
 
 def finished(made: Made) -> Future[Made]:

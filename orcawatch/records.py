@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Union
 
 if TYPE_CHECKING:
@@ -24,12 +24,18 @@ class StreamInfo:
     rate_hz : samples per second of each channel.
     channels : number of channels.
     start_utc : time of sample 0 where it is known, timezone-aware.
+    live : whether it is listened to as it happens, so that time without it is time lost.
     """
 
     name: str
     rate_hz: int
     channels: int
     start_utc: datetime | None = None
+    live: bool = False
+
+    def utc_at(self, sample: int) -> datetime | None:
+        """Time of a sample by the nominal rate, where it is known."""
+        return None if self.start_utc is None else self.start_utc + timedelta(seconds=sample / self.rate_hz)
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,7 @@ class Event:
     ----------
     start_sample, end_sample : the span in the source's samples.
     score : highest fused score inside.
-    channel_scores : highest score of each channel inside, shape (channels,).
+    channel_scores : highest score of each channel inside, shape (channels,); NaN where it was never scored.
     best_channel : index of the channel with the highest score.
     windows : the scored windows inside, in order.
     """

@@ -15,6 +15,7 @@ from typing import Callable
 
 import numpy as np
 
+from .capture import Recorded, Through
 from .config import Settings
 from .daemon import run
 from .detector import Scorer
@@ -23,7 +24,7 @@ from .errors import AudioError, InputError
 from .files import SUFFIXES, FileSource, audio_files, printable
 from .listener import Listener, Totals
 from .recorder import CLIPS, OnDetection
-from .records import AudioBlock, StreamInfo
+from .records import AudioBlock
 
 log = logging.getLogger(__name__)
 
@@ -68,22 +69,12 @@ class Summary:
         )
 
 
-class Watched:
+class Watched(Through[Recorded]):
     """A source that tells how many seconds it has yielded, for a progress bar."""
 
-    def __init__(self, source: FileSource, on_audio: OnAudio) -> None:
-        self._source = source
+    def __init__(self, source: Recorded, on_audio: OnAudio) -> None:
+        super().__init__(source)
         self._on_audio = on_audio
-
-    @property
-    def info(self) -> StreamInfo:
-        """The source's."""
-        return self._source.info
-
-    @property
-    def waits(self) -> bool:
-        """The source's."""
-        return self._source.waits
 
     def blocks(self) -> Iterator[AudioBlock]:
         """The source's."""

@@ -41,9 +41,13 @@ class FakeEnsemble:
         }
         self.bundle = Bundle(**{**settings, **changes})  # type: ignore[arg-type]
 
-    def score(self, window: Window) -> WindowScore:
+    def score(
+        self, window: Window, columns: Sequence[int] | None = None, vote: Sequence[str] | None = None
+    ) -> WindowScore:
         members = np.stack([self._confidence(name, rows) for name, rows in window.rows.items()], axis=1)
-        channels = members.mean(axis=1)
+        members[[column for column in range(len(members)) if columns is not None and column not in columns]] = np.nan
+        voting = [self.bundle.members.index(name) for name in vote or self.bundle.vote]
+        channels = members[:, voting].mean(axis=1)
         score = fuse_channels(channels, self.bundle.channel_fusion)
         return WindowScore(window.start_sample, window.end_sample, members, channels, score)
 

@@ -47,11 +47,16 @@ class FakeSource:
     ) -> None:
         self.info = StreamInfo("sea/x y.flac", RATE_HZ, stretches[0][1].shape[1], start_utc)
         self.waits = waits
+        self.behind_s = 0.0
+        self.clock = None
         self.yielded = 0
         self._stretches = stretches
         self._rows = rows
         self._fault = fault
         self._at = at or {}
+
+    def utc_at(self, sample: int) -> datetime | None:
+        return self.info.utc_at(sample)
 
     def blocks(self) -> Iterator[AudioBlock]:
         for start, samples in self._stretches:
@@ -136,9 +141,9 @@ def test_row_is_on_the_disk_before_its_clip_is_made(
     seen: list[int] = []
     write = recorder.write_clip
 
-    def counting(path: Path, samples: Any, rate_hz: int) -> Any:
+    def counting(path: Path, *about: Any) -> Any:
         seen.append(len(stored(settings)))
-        return write(path, samples, rate_hz)
+        return write(path, *about)
 
     monkeypatch.setattr(recorder, "write_clip", counting)
     listened(FakeSource([(0, sea)]), ensemble, settings)
@@ -152,9 +157,9 @@ def test_live_stream_sheds_clips_that_take_too_long_and_a_file_waits(
     gate = threading.Event()
     write = recorder.write_clip
 
-    def slow(path: Path, samples: Any, rate_hz: int) -> Any:
+    def slow(path: Path, *about: Any) -> Any:
         gate.wait(10)
-        return write(path, samples, rate_hz)
+        return write(path, *about)
 
     monkeypatch.setattr(recorder, "write_clip", slow)
     live = FakeSource([(0, sea)], waits=False)
@@ -174,9 +179,9 @@ def test_shed_events_do_not_count_as_being_made(
     go, made = threading.Semaphore(0), threading.Semaphore(0)
     write = recorder.write_clip
 
-    def slow(path: Path, samples: Any, rate_hz: int) -> Any:
+    def slow(path: Path, *about: Any) -> Any:
         go.acquire(timeout=10)
-        written = write(path, samples, rate_hz)
+        written = write(path, *about)
         made.release()
         return written
 

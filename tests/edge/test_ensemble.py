@@ -59,6 +59,19 @@ def test_channels_do_not_see_each_other(ensemble: Ensemble, window: Window) -> N
     np.testing.assert_array_equal(ensemble.score(swapped).channel_scores, ensemble.score(window).channel_scores[::-1])
 
 
+def test_only_the_channels_asked_for_are_scored(ensemble: Ensemble, window: Window) -> None:
+    whole, half = ensemble.score(window), ensemble.score(window, columns=(1,))
+    assert np.isnan(half.member_scores[0]).all() and np.isnan(half.channel_scores[0])
+    np.testing.assert_array_equal(half.member_scores[1], whole.member_scores[1])
+    assert half.score == whole.channel_scores[1]
+
+
+def test_only_the_members_asked_for_vote(ensemble: Ensemble, window: Window) -> None:
+    alone = ensemble.score(window, vote=("vggish_min",))
+    column = ensemble.bundle.members.index("vggish_min")
+    np.testing.assert_array_equal(alone.channel_scores, ensemble.score(window).member_scores[:, column])
+
+
 def test_explanation_has_the_spectrograms_shape_and_no_negative_relevance(ensemble: Ensemble, window: Window) -> None:
     ((name, (rows, relevance)),) = ensemble.explain(window, 1).items()
     assert name == next(iter(ensemble.bundle.backbones))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("orcawatch", "plugins", "training", "deploy")
+FOLDERS = ("orcawatch", "plugins", "training", "deploy", "systemd")
 NEVER_ON_THE_EDGE = ("folding.py", "relevance.py", "masking.py", "testing.py")
 
 

@@ -1,0 +1,257 @@
+"""A long watch: what goes on beside the loop of `orcawatch run`, from systemd to sinks."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from threading import Event as Flag
+from types import FrameType
+from typing import Callable
+
+from .bundle import SHIPPED, load_bundle
+from .capture import Source
+from .clock import Clocks
+from .config import Settings, overridden
+from .daemon import Loop, Upkeep, open_store, run
+from .detector import score_silence
+from .duty import OnDuty
+from .ensemble import Ensemble
+from .errors import OrcawatchError
+from .files import FileSource
+from .listener import Totals
+from .live import LiveSource
+from .notify import Notifier, Watchdog
+from .outbox import Depth, Outbox, open_outbox
+from .prometheus import Metrics
+from .recorder import OnDetection
+from .reload import reload
+from .retention import Retention
+from .sinks import Facts, effort_body, heartbeat_body, temperatures_c
+from .store import Detection, Store
+
+log = logging.getLogger(__name__)
+
+TELL_S = 5.0  # between two looks at what is told to systemd and to Prometheus
+
+
+def serve(
+    load: Callable[[], Settings], input_file: Path | None, realtime: bool, on_detection: OnDetection, stop: Flag
+) -> tuple[str, Totals]:
+    """Listen to the settings' source until it ends or is to stop.
+
+    Parameters
+    ----------
+    load : reads the settings; called again on SIGHUP.
+    input_file : a file to listen to, in place of the settings' source.
+    realtime : play a file at its own speed.
+    on_detection, stop : as for `orcawatch.daemon.run`.
+
+    Returns
+    -------
+    Name of the source, and the account.
+
+    Raises
+    ------
+    OrcawatchError : it could not begin.
+    """
+    settings = load()
+    bundle = load_bundle(settings.bundle or SHIPPED)
+    ensemble = Ensemble(overridden(bundle, settings), settings.threads)
+    log.debug("silence scores %.3f", score_silence(ensemble))
+    open_store(settings.output).close()
+    service = Service(load, settings, stop)
+    with service.opened(input_file, realtime) as source:
+        if source is None:
+            return "", Totals()
+        service.metrics.about(settings.station, bundle.name, bundle.digest)
+        totals = run(source, ensemble, settings, service.reporting(on_detection), stop, service, service.clocks)
+        service.notifier.stopping()
+        return source.info.name, totals
+
+
+class Service(Upkeep):
+    """Tells systemd and Prometheus how things are, reloads, keeps the disk free, and feeds the sinks.
+
+    Parameters
+    ----------
+    load : reads the settings again.
+    settings : in force.
+    stop : set when the watch is to end.
+    """
+
+    def __init__(self, load: Callable[[], Settings], settings: Settings, stop: Flag) -> None:
+        self.clocks = Clocks()
+        self.notifier = Notifier()
+        self.metrics = Metrics([hydrophone.serial for hydrophone in settings.hydrophones])
+        self._watchdog = Watchdog()
+        self._load = load
+        self._settings = settings
+        self._stop = stop
+        self._asked = Flag()  # to reload
+        self._duty: OnDuty | None = None
+        self._live: LiveSource | None = None
+        self._retention: Retention | None = None
+        self._outbox: Outbox | None = None
+        self._open = ExitStack()
+        self._tell_at = 0.0
+        self._began_s = self._beat_at = self.clocks.steady_s()
+        self._since: tuple[datetime, Mapping[tuple[str, str], float]] = (self.clocks.utc(), {})
+
+    @contextmanager
+    def opened(self, input_file: Path | None, realtime: bool) -> Iterator[Source | None]:
+        """The source, ready to be listened to; None where the watch ended while a device was waited for."""
+        with self._open:
+            self._open.callback(signal.signal, signal.SIGHUP, signal.signal(signal.SIGHUP, self._on_hangup))
+            source = self._source(input_file, realtime)
+            self.metrics.serve(self._settings.metrics)
+            self._open.callback(self.metrics.close)
+            self.notifier.ready("listening" if self._live is None else "waiting for the device")
+            yield source if self._is_open() else None
+
+    @contextmanager
+    def watching(self, store: Store) -> Iterator[None]:
+        """Look after the store's disk."""
+        with ExitStack() as self._watch:
+            retention = Retention(store, self._settings.output, self._settings.retention)
+            self._retention = self._watch.enter_context(retention)
+            self._store = store
+            yield
+
+    def outbox(self, session: int | None) -> Outbox | None:
+        """Where messages about this session wait, with the sinks' threads running; None where there are no sinks."""
+        if self._settings.sinks:
+            self._outbox = self._watch.enter_context(open_outbox(self._store, self._settings, self.clocks, session))
+        return self._outbox
+
+    def processed(self, loop: Loop) -> None:
+        """Feed the watchdog; now and then tell how things are; reload where that was asked for."""
+        self._watchdog.processed()
+        if self._asked.is_set():
+            self._reload(loop)
+        now_s = time.monotonic()
+        if now_s >= self._tell_at:
+            self._tell_at = now_s + TELL_S
+            self._tell(loop)
+
+    def scored(self, seconds: float) -> None:
+        """Note how long a window took."""
+        self.metrics.inferred(seconds)
+
+    def reporting(self, on_detection: OnDetection) -> OnDetection:
+        """The same, and the metrics know of it."""
+
+        def report(detection: Detection) -> None:
+            self.metrics.detected(detection.start_utc or self.clocks.utc())
+            on_detection(detection)
+
+        return report
+
+    def room(self, size: int) -> bool:
+        """Whether the disk has room for a clip."""
+        return self._retention is None or self._retention.room(size)
+
+    def _source(self, input_file: Path | None, realtime: bool) -> Source:
+        settings = self._settings
+        path = input_file or settings.source.file
+        if path is not None:
+            return FileSource(path, realtime or settings.source.realtime)
+        live = LiveSource(
+            settings.source, self.clocks, queue_s=settings.overload.queue_s, needed=needed_channels(settings)
+        )
+        self._live = self._open.enter_context(live)
+        self._duty = OnDuty(live, settings.duty)
+        return self._duty
+
+    def _is_open(self) -> bool:
+        return self._live is None or self._live.open(self._stop, self._watchdog.processed)
+
+    def _on_hangup(self, number: int, frame: FrameType | None) -> None:
+        self._asked.set()
+
+    def _reload(self, loop: Loop) -> None:
+        self._asked.clear()
+        self.notifier.reloading()
+        bundle = load_bundle(self._settings.bundle or SHIPPED)
+        self._settings = reload(self._load, self._settings, bundle)
+        loop.change(self._settings, overridden(bundle, self._settings))
+        if self._retention is not None:
+            self._retention.settings = self._settings.retention
+        if self._duty is not None:
+            self._duty.duty = self._settings.duty
+        self.notifier.ready()
+
+    def _tell(self, loop: Loop) -> None:
+        facts = self._facts(loop)
+        self.notifier.status(status(facts, loop))
+        depths = self._depths()
+        self.metrics.take(facts, depths)
+        if self._outbox is not None and self.clocks.steady_s() >= self._beat_at:
+            self._beat(loop, facts, depths)
+
+    def _depths(self) -> dict[str, Depth]:
+        """What waits for the sinks; nothing is known of it while the disk refuses."""
+        try:
+            return {} if self._outbox is None else self._outbox.depths()
+        except OrcawatchError as fault:
+            log.debug("%s", fault)
+            return {}
+
+    def _beat(self, loop: Loop, facts: Facts, depths: Mapping[str, Depth]) -> None:
+        """Sign of life, and effort since the last one."""
+        self._beat_at = self.clocks.steady_s() + self._settings.heartbeat_s
+        since, self._since = self._since, (self.clocks.utc(), facts.account)
+        effort = effort_body(since[0], self._since[0], since[1], facts.account)
+        loop.logbook.post(("heartbeat", heartbeat_body(facts, depths)), ("effort", effort))
+
+    def _facts(self, loop: Loop) -> Facts:
+        clock, latest = loop.source.clock, loop.logbook.latest
+        return Facts(
+            uptime_s=self.clocks.steady_s() - self._began_s,
+            disk_free_mb=shutil.disk_usage(self._settings.output).free / 1e6,
+            behind_s=loop.source.behind_s,
+            step=loop.ladder.number,
+            step_name=loop.ladder.step.name,
+            synchronised=self.clocks.synchronised(),
+            drift_ppm=None if clock is None else clock.drift_ppm,
+            temperatures_c=temperatures_c(),
+            levels_db=() if latest is None else latest.levels_db,
+            counters=counters(loop, self._live),
+            account=dict(loop.seconds),
+        )
+
+
+def counters(loop: Loop, live: LiveSource | None) -> dict[str, float]:
+    """Figures since the start, by name."""
+    recorder = loop.recorder
+    found: dict[str, float] = {
+        "windows": loop.listener.windows,
+        "detections": recorder.events,
+        "clips_shed": recorder.shed,
+        "clips_failed": recorder.failed,
+        "detections_lost": recorder.lost,
+    }
+    if live is not None:
+        found |= {"overruns": live.overruns, "reopens": live.reopens, "unnoticed_s": live.unnoticed_s}
+    return found
+
+
+def needed_channels(settings: Settings) -> int | None:
+    """How many channels of a device the settings ask for; None for what it has."""
+    if settings.channels is not None:
+        return max(settings.channels) + 1
+    return len(settings.hydrophones) or None
+
+
+def status(facts: Facts, loop: Loop) -> str:
+    """One line for `systemctl status`."""
+    seconds: dict[str, float] = {}
+    for (kind, _), spent in facts.account.items():
+        seconds[kind] = seconds.get(kind, 0.0) + spent
+    spans = ", ".join(f"{kind.replace('_', ' ')} {spent / 3600:.2f} h" for kind, spent in sorted(seconds.items()))
+    return f"{spans or 'nothing heard yet'}; {loop.recorder.events} detections; {facts.step_name}"
