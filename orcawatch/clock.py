@@ -337,7 +337,7 @@ class SampleClock:
     def _missing(self, arrivals: Sequence[tuple[float, float, float]], least_s: float) -> int:
         """Samples by which even the earliest of the arrivals is late, if more than `least_s`; they are then dropped."""
         late_s = min((late_s - self._line.at(nominal_s) for _, nominal_s, late_s in arrivals), default=0.0)
-        samples = round(late_s * self._rate_hz) if late_s > least_s else 0
+        samples = round(late_s / (1 + self._line.slope) * self._rate_hz) if late_s > least_s else 0
         if samples:
             late = set(arrivals)
             self._recent = deque(arrival for arrival in self._recent if arrival not in late)
