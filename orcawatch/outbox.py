@@ -198,14 +198,16 @@ class Outbox:
         ------
         OrcawatchError : the database cannot be read.
         """
-        try:
-            with closing(connected(self._path)) as connection:
-                return {name: depth(connection, name, self._dropped[name]) for name in self._queues}
-        except sqlite3.Error as fault:
-            raise OrcawatchError(f"{self._path} cannot be read: {fault}; check that the disk is there") from fault
+        with looked_into(self._path) as connection:
+            return {name: depth(connection, name, self._dropped[name]) for name in self._queues}
 
     def start(self) -> None:
-        """Start one thread per sink."""
+        """Start one thread per sink.
+
+        Raises
+        ------
+        OrcawatchError : the database cannot be read.
+        """
         self._warn_of_strangers()
         for sender in self._senders:
             thread = Thread(target=self._work, args=(sender,), name=f"sink {sender.name}", daemon=True)
@@ -264,7 +266,7 @@ class Outbox:
 
     def _warn_of_strangers(self) -> None:
         """Messages whose sink is no longer configured are told of, and kept."""
-        with closing(connected(self._path)) as connection:
+        with looked_into(self._path) as connection:
             rows = connection.execute(
                 "SELECT sink, count(*) FROM outbox WHERE sent_utc IS NULL GROUP BY sink ORDER BY sink"
             ).fetchall()
@@ -470,6 +472,16 @@ def connected(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=rw", BUSY_S, isolation_level=None, check_same_thread=False, uri=True
     )
+
+
+@contextmanager
+def looked_into(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection for one look."""
+    try:
+        with closing(connected(path)) as connection:
+            yield connection
+    except sqlite3.Error as fault:
+        raise OrcawatchError(f"{path} cannot be read: {fault}; check that the disk is there") from fault
 
 
 @contextmanager
