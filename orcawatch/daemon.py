@@ -198,7 +198,8 @@ class Loop:
         if isinstance(item, Missing):
             self._miss(item)
         self.recorder.advance(stretch_ended=ended)
-        self._climb()
+        if item is not None:
+            self._climb()
 
     def change(self, settings: Settings, bundle: Bundle) -> None:
         """Go on with other settings; only keys that may be reloaded differ."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from orcawatch.bundle import BackboneFile, Bundle
 from orcawatch.ensemble import fuse_channels
-from orcawatch.records import Window, WindowScore
+from orcawatch.records import Item, StreamInfo, Window, WindowScore
 from orcawatch.spectrogram import FrontEnd, LogMel
 
 Array = NDArray[np.float32]
@@ -64,6 +65,37 @@ class FakeEnsemble:
         return np.asarray(level / (level + 0.5), np.float32)
 
 
+class ScriptedSource:
+    """A live source that yields given items; `behind` tells, item by item, how much audio waits."""
+
+    waits = False
+    clock = None
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        channels: int = 2,
+        rate_hz: int = 16000,
+        behind: Callable[[int], float] = lambda index: 0.0,
+        start_utc: datetime | None = None,
+    ) -> None:
+        self.info = StreamInfo("buoy", rate_hz, channels, start_utc, live=True)
+        self._items = items
+        self._behind = behind
+        self._index = 0
+
+    @property
+    def behind_s(self) -> float:
+        return self._behind(self._index)
+
+    def utc_at(self, sample: int) -> datetime | None:
+        return self.info.utc_at(sample)
+
+    def blocks(self) -> Iterator[Item]:
+        for self._index, item in enumerate(self._items):  # noqa: B020
+            yield item
+
+
 def calls_in_noise(
     rate_hz: int, seconds: float, channels: int, calls: Sequence[tuple[float, float]], seed: int = 0
 ) -> Array:
@@ -86,6 +118,12 @@ def write_audio(path: Path, samples: Array, rate_hz: int, subtype: str = "PCM_16
 def make_ensemble() -> type[FakeEnsemble]:
     """The fake ensemble's class: make_ensemble(front_ends, **changes to the bundle)."""
     return FakeEnsemble
+
+
+@pytest.fixture(scope="session")
+def scripted() -> type[ScriptedSource]:
+    """The class of a live source that yields given items."""
+    return ScriptedSource
 
 
 @pytest.fixture(scope="session")
