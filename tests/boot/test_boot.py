@@ -69,7 +69,7 @@ def test_the_sandbox_is_tight_enough(machine: Machine) -> None:
 
 
 def test_a_file_in_real_time_is_detected_in(machine: Machine) -> None:
-    machine.run("orcawatch simulate /srv/scene.flac --seconds 60 --seed 7 --calls 10; sync")
+    machine.run("orcawatch simulate /srv/scene.flac --seconds 90 --seed 3 --calls 20; sync")
     machine.put(HERE / "test.conf", "/etc/systemd/system/orcawatch.service.d/test.conf")
     change(machine, FILE_SETTINGS)
     machine.run("systemctl daemon-reload; orcawatch deploy install")  # returns when the service has said READY
