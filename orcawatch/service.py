@@ -14,14 +14,14 @@ from threading import Event as Flag
 from types import FrameType
 from typing import Callable
 
+from . import daemon
 from .bundle import SHIPPED, load_bundle
 from .capture import Source
 from .clock import Clocks
 from .config import Settings, overridden
-from .daemon import Loop, Upkeep, open_store, run
+from .daemon import Loop, Upkeep
 from .detector import score_silence
 from .duty import OnDuty
-from .ensemble import Ensemble
 from .errors import OrcawatchError
 from .files import FileSource
 from .listener import Totals
@@ -61,16 +61,15 @@ def serve(
     OrcawatchError : it could not begin.
     """
     settings = load()
-    bundle = load_bundle(settings.bundle or SHIPPED)
-    ensemble = Ensemble(overridden(bundle, settings), settings.threads)
+    ensemble = daemon.open_ensemble(settings)
     log.debug("silence scores %.3f", score_silence(ensemble))
-    open_store(settings.output).close()
+    daemon.open_store(settings.output).close()
     service = Service(load, settings, stop)
     with service.opened(input_file, realtime) as source:
         if source is None:
             return "", Totals()
-        service.metrics.about(settings.station, bundle.name, bundle.digest)
-        totals = run(source, ensemble, settings, service.reporting(on_detection), stop, service, service.clocks)
+        service.metrics.about(settings.station, ensemble.bundle.name, ensemble.bundle.digest)
+        totals = daemon.run(source, ensemble, settings, service.reporting(on_detection), stop, service, service.clocks)
         service.notifier.stopping()
         return source.info.name, totals
 

@@ -32,11 +32,11 @@ import os, runpy, signal
 from orcawatch import cli, config, daemon
 fake = runpy.run_path({str(CONFTEST)!r})["FakeEnsemble"]()
 score, seen, last = fake.score, [], int(os.environ.get("STOP_AT", 0))
-def stopping(window):
+def stopping(window, *how):
     seen.append(window)
     if len(seen) == last:
         os.kill(os.getpid(), signal.SIGTERM)
-    return score(window)
+    return score(window, *how)
 fake.score = stopping
 def open_ensemble(settings):
     fake.bundle = config.overridden(fake.bundle, settings)
@@ -215,7 +215,6 @@ def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
 @pytest.mark.parametrize(
     "arguments, text",
     [
-        (["run"], "orcawatch: there is nothing to listen to: give --input FILE, or source.file in the settings"),
         (["run", "--input", "none.wav"], "orcawatch: none.wav is not a file; check the path"),
         (["run", "--input", "text.wav"], "orcawatch: text.wav cannot be read as audio: Format not recognised; give"),
         (["run", "--config", "wrong.yaml"], "statoin is no key; did you mean station?"),

@@ -1,0 +1,141 @@
+"""`orcawatch run` as a service manager sees it: readiness, watchdog, reload, metrics, a clean end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+pytestmark = pytest.mark.parts
+
+ORCAWATCH = str(Path(sys.executable).with_name("orcawatch"))
+CONFIGURATION = """\
+station: north
+source:
+  file: sea.flac
+  realtime: true
+output: out
+snapshots: false
+start_threshold: {threshold}
+heartbeat_s: 5
+metrics:
+  port: {port}
+sinks:
+  - kind: jsonl
+"""
+
+
+class Manager:
+    """Stands for systemd: the socket that a service talks to, and the service."""
+
+    def __init__(self, folder: Path, *command: str) -> None:
+        self.told: list[str] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(folder / "notify"))
+        self._socket.settimeout(30)
+        environment = {**os.environ, "NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": "2000000"}
+        self.log = (folder / "log").open("w+")
+        self.service = subprocess.Popen(command, cwd=folder, env=environment, stderr=self.log, stdout=self.log)
+
+    def wait_for(self, start: str) -> str:
+        """The next thing told that begins so."""
+        while True:
+            self.told += self._socket.recv(4096).decode().split("\n")
+            if found := [line for line in self.told if line.startswith(start)]:
+                self.told.clear()
+                return found[0]
+
+    def text(self) -> str:
+        self.log.seek(0)
+        return self.log.read()
+
+    def close(self) -> None:
+        self.service.kill()
+        self.service.wait()
+        self._socket.close()
+        self.log.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def scraped(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+def watch(tmp_path: Path, make_audio: Any, write: Callable[..., Path], port: int) -> Iterator[Manager]:
+    write(tmp_path / "sea.flac", make_audio(16000, 120.0, 2, []), 16000)
+    (tmp_path / "orcawatch.yaml").write_text(CONFIGURATION.format(threshold=0.9, port=port))
+    manager = Manager(tmp_path, ORCAWATCH, "run", "--config", "orcawatch.yaml")
+    yield manager
+    manager.close()
+
+
+def test_service_tells_how_it_is_and_reloads_and_ends_cleanly(watch: Manager, tmp_path: Path, port: int) -> None:
+    watch.wait_for("READY=1")
+    watch.wait_for("WATCHDOG=1")
+    assert "recorded" in watch.wait_for("STATUS=recorded")
+
+    (tmp_path / "orcawatch.yaml").write_text(CONFIGURATION.format(threshold=0.95, port=port))
+    watch.service.send_signal(signal.SIGHUP)
+    watch.wait_for("RELOADING=1")
+    watch.wait_for("READY=1")
+    assert "reload: start_threshold: 0.9 -> 0.95" in watch.text()
+
+    (tmp_path / "orcawatch.yaml").write_text("start_treshold: 0.5\n")
+    watch.service.send_signal(signal.SIGHUP)
+    watch.wait_for("RELOADING=1")
+    watch.wait_for("READY=1")
+    assert "start_treshold is no key; did you mean start_threshold?" in watch.text()
+
+    figures = scraped(port)
+    assert 'orcawatch_seconds_total{cause="",kind="recorded"}' in figures
+
+    watch.service.send_signal(signal.SIGTERM)
+    watch.wait_for("STOPPING=1")
+    assert watch.service.wait(30) == 0
+    with closing(sqlite3.connect(tmp_path / "out" / "detections.sqlite")) as database:
+        assert database.execute("SELECT count(*) FROM sessions").fetchone() == (1,)
+        kinds = [kind for (kind,) in database.execute("SELECT kind FROM ledger")]
+    assert kinds == ["recorded"]
+    kinds_sent = [line.split('"kind":"')[1].split('"')[0] for line in next((tmp_path / "out" / "messages").glob("*.jsonl")).open()]
+    assert {"heartbeat", "effort"} <= set(kinds_sent)
+
+
+def test_watchdog_is_fed_by_work_and_not_by_time(watch: Manager) -> None:
+    """A stopped process says nothing: what systemd's watchdog is for."""
+    watch.wait_for("READY=1")
+    watch.wait_for("WATCHDOG=1")
+    watch.service.send_signal(signal.SIGSTOP)
+    time.sleep(0.5)
+    watch._socket.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            watch._socket.recv(4096)
+    watch._socket.settimeout(1.5)
+    with pytest.raises(TimeoutError):
+        watch._socket.recv(4096)
+    watch._socket.settimeout(30)
+    watch.service.send_signal(signal.SIGCONT)
+    watch.wait_for("WATCHDOG=1")
