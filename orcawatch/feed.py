@@ -27,7 +27,7 @@ LARGEST = 1 << 26  # bytes of a frame; more is no frame
 RESUME = 0.75  # a queue that was full takes audio again when it has gone down to this share, so that holes are few
 POLL_S = 0.5
 END_S = 2.0
-HEARD_LAST = 2000  # bytes of what the capture process wrote to standard error, for the log
+HEARD_LAST = 1000  # bytes of what the capture process wrote to standard error, for the log
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,14 @@ TWINS = (
     "own name to each in /etc/asound.conf (pcm.NAME {{ type hw card ID }}, with the ID from /proc/asound/cards)"
 )
 
+LOOK = "look at `arecord -l`"
+BAD_RATE = -9997  # PortAudio's numbers of errors
+CURES = {
+    -9985: "another program has it: end that, or share the card through a `dsnoop` device",
+    -9998: "many cards give all of their channels or none: see source.device_channels",
+    -9994: "see source.sample_format; int16 and int32 are what most cards have",
+}
+
 
 class Header(NamedTuple):
     """What stands before the bytes of each frame on the pipe.
@@ -327,18 +335,11 @@ class Sound:
 
     def refusal(self, fault: Any, device: Device, channels: int, rate_hz: int, sample_format: str) -> str:
         """Why a device could not be opened, and the cure."""
-        code = fault.args[1] if len(fault.args) > 1 else 0
+        text, code, host = [*fault.args, None, None, None][:3]
+        reason = f"{text} ({host[2]})" if host else str(text)
+        cure = f"it takes {self.rates_text(device)}: see source.rate_hz" if code == BAD_RATE else CURES.get(code, LOOK)
         asked = f"{channels} channels of {sample_format} at {rate_hz} Hz"
-        cures = {
-            -9985: "another program has it: end that, or share the card through a `dsnoop` device",
-            -9997: f"it takes {self.rates_text(device)}: see source.rate_hz",
-            -9998: f"it has {device.channels} channels, and many cards give all or none: see source.device_channels",
-            -9994: "see source.sample_format; int16 or int32 is what most cards have",
-        }
-        reason = str(fault.args[0] if fault.args else fault)
-        return f"{device} refuses {asked}: {reason}; {cures.get(code, 'look at `arecord -l`')}" + denied_text(
-            Path("/dev/snd")
-        )
+        return f"{device} refuses {asked}: {reason}; {cure}" + denied_text(Path("/dev/snd"))
 
     def rates_text(self, device: Device) -> str:
         """The usual rates that a device takes, in words."""

@@ -1,0 +1,464 @@
+"""Live capture with the real PortAudio, on null sinks of a PulseAudio of its own: no sound card is needed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from click.testing import CliRunner
+
+from orcawatch.capture import Through
+from orcawatch.clock import Clocks
+from orcawatch.config import ClipSettings, Settings, SourceSettings
+from orcawatch.daemon import open_ensemble, run
+from orcawatch.devices import command as devices_command
+from orcawatch.devices import find_devices
+from orcawatch.errors import OrcawatchError
+from orcawatch.files import FileSource
+from orcawatch.live import LiveSource
+from orcawatch.records import AudioBlock, Item, Missing
+from orcawatch.simulate import SceneSettings, simulate_scene
+from orcawatch.soundcard import (
+    AUDIO,
+    FAULT,
+    HEADER,
+    OPENED,
+    OVERFLOW,
+    Buffer,
+    CaptureError,
+    Device,
+    Header,
+    chosen,
+    plain,
+)
+
+spec = importlib.util.spec_from_file_location("hydrophones", Path(__file__).with_name("hydrophones.py"))
+assert spec is not None and spec.loader is not None
+hydrophones = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(hydrophones)
+wait_for = hydrophones.wait_for
+
+CARDS = [
+    Device(0, "HDA Intel PCH: ALC295 Analog (hw:0,0)", "ALSA", 2, 44100),
+    Device(3, "USB Audio: - (hw:1,0)", "ALSA", 4, 48000),
+    Device(4, "USB Audio Pro: - (hw:2,0)", "ALSA", 8, 96000),
+    Device(6, "default", "ALSA", 32, 44100),
+    Device(8, "USB Audio", "JACK Audio Connection Kit", 4, 48000),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "hostapi", "index"),
+    [
+        (None, None, 6),
+        (None, "JACK Audio Connection Kit", 8),
+        ("USB Audio", "alsa", 3),
+        ("USB Audio: - (hw:7,0)", "ALSA", 3),  # it had another number when the configuration was written
+        ("usb audio pro", None, 4),
+        ("alc295", None, 0),
+        ("Pro", None, 4),
+    ],
+)
+def test_device_is_chosen_by_its_stable_name(name: str | None, hostapi: str | None, index: int) -> None:
+    assert chosen(CARDS, 6, name, hostapi).index == index
+
+
+@pytest.mark.parametrize(
+    ("name", "hostapi", "text"),
+    [
+        ("USB Adio Pro", None, r"no device is called 'USB Adio Pro'; did you mean 'USB Audio Pro: - \(hw:2,0\)'\?"),
+        ("hydrophones", None, "no device is called 'hydrophones'; there is 'HDA Intel PCH"),
+        ("audio", "ALSA", "'audio' stands for 2 devices: 'USB Audio: .* give more of the name"),
+        ("USB Audio", None, "stands for 2 devices: .*JACK.*source.hostapi.*/etc/asound.conf"),
+        ("default", "OSS", "no input is offered by hostapi 'OSS'; there is ALSA, JACK"),
+    ],
+)
+def test_name_that_fits_none_or_several_is_refused_with_the_cure(name: str, hostapi: str | None, text: str) -> None:
+    with pytest.raises(CaptureError, match=text):
+        chosen(CARDS, 6, name, hostapi)
+
+
+def test_no_card_at_all_is_said() -> None:
+    with pytest.raises(CaptureError, match="no sound card with an input is there: plug it in"):
+        chosen([], -1, None, None)
+
+
+def test_name_without_its_numbers() -> None:
+    assert plain("USB Audio: - (hw:1,0)") == plain("USB Audio (plughw:3,1)") == "USB Audio"
+    assert plain("hydrophones") == "hydrophones"
+
+
+def test_callback_copies_and_counts_and_never_waits() -> None:
+    """Room for 25 rows: the third block of ten is dropped, and its overflow is told with the next that fits."""
+    buffer = Buffer(25, lambda clock: 7)
+    fine, over = (
+        SimpleNamespace(input_overflow=False, input_underflow=False),
+        SimpleNamespace(input_overflow=True, input_underflow=False),
+    )
+    for status in (fine, fine, over):
+        buffer.callback(b"ab" * 10, 10, None, status)
+    first, second = buffer.queue.get(), buffer.queue.get()
+    assert first is not None and second is not None and buffer.queue.empty()
+    buffer.taken(20)
+    buffer.callback(b"cd" * 10, 10, None, fine)
+    third = buffer.queue.get()
+    assert third is not None and third[1] == b"cd" * 10
+    assert [(frame[0].first, frame[0].rows, frame[0].flags) for frame in (first, second, third)] == [
+        (0, 10, 0),
+        (10, 10, 0),
+        (30, 10, OVERFLOW),
+    ]
+
+
+# From here on with the real parts.
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The server that all tests of this module share."""
+    with hydrophones.sea_in(tmp_path_factory.mktemp("sea")) as sea:
+        yield sea
+
+
+@pytest.fixture
+def sea(server: Any) -> Iterator[Any]:
+    """The server, with no sink when the test begins and ends."""
+    yield server
+    server.pull_out_all()
+
+
+CHOICE = replace(
+    SourceSettings(),
+    device="hydrophones",
+    device_channels=4,
+    rate_hz=44100,
+    retry_least_s=0.1,
+    retry_most_s=0.3,
+    stalled_s=1.5,
+)
+SCALES = {"int16": 2.0**15, "int24": 2.0**23, "int32": 2.0**31, "float32": 2.0**24}
+TYPES = {"int16": "<i2", "int32": "<i4", "float32": "<f4"}
+
+
+def counter(rows: int, channels: int, sample_format: str) -> tuple[bytes, Any]:
+    """Samples that count, and are never 0, as bytes and as float32."""
+    numbers = 1 + np.arange(rows * channels) % 32000
+    exact = np.asarray(numbers / SCALES[sample_format], np.float32).reshape(rows, channels)
+    if sample_format == "float32":
+        return exact.tobytes(), exact
+    if sample_format == "int24":
+        return numbers.astype("<i4").view(np.uint8).reshape(-1, 4)[:, :3].tobytes(), exact
+    return numbers.astype(TYPES[sample_format]).tobytes(), exact
+
+
+class Ear:
+    """Listens to a source in a thread, and keeps what it yields."""
+
+    def __init__(self, source: LiveSource) -> None:
+        self.items: list[Item] = []
+        self.stop = threading.Event()
+        self._source = source
+        self._thread = threading.Thread(target=self._listen)
+
+    def __enter__(self) -> Ear:
+        self._source.open(self.stop)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *about: object) -> None:
+        self.stop.set()
+        self._thread.join()
+        self._source.close()
+
+    @property
+    def blocks(self) -> list[AudioBlock]:
+        return [item for item in self.items if isinstance(item, AudioBlock)]
+
+    def heard(self) -> Any:
+        """All audio so far, shape (rows, channels)."""
+        return np.concatenate([block.samples for block in self.blocks])
+
+    def wait_for_audio(self) -> None:
+        """Wait until audio comes, from now on."""
+        before = len(self.blocks)
+        wait_for(lambda: len(self.blocks) > before, "audio comes")
+
+    def wait_for_missing(self, text: str) -> None:
+        """Wait until something is missing for that reason, from now on."""
+        before = len(self.items)
+        wait_for(
+            lambda: any(isinstance(item, Missing) and text in item.cause for item in self.items[before:]),
+            f"something is missing because {text}",
+        )
+
+    def check_whole(self) -> None:
+        """Every position is there once."""
+        position = 0
+        for item in self.items:
+            if isinstance(item, (AudioBlock, Missing)):
+                assert item.start_sample == position
+                position = item.end_sample
+
+    def _listen(self) -> None:
+        for item in self._source.blocks():
+            self.items.append(item)
+
+
+@pytest.mark.parts
+def test_samples_are_those_that_were_played_to_the_bit(sea: Any) -> None:
+    """Any number of channels, rate and format; all five at once."""
+    cases = [
+        ("bow", 1, 96000, "float32"),
+        ("stern", 2, 22050, "int32"),
+        ("hydrophones", 4, 44100, "float32"),
+        ("port", 4, 48000, "int16"),
+        ("starboard", 6, 32000, "int24"),
+    ]
+    for case in cases:
+        sea.plug_in(*case)
+    with ThreadPoolExecutor(len(cases)) as pool:
+        list(pool.map(lambda case: check_case(sea, *case), cases))
+
+
+def check_case(sea: Any, name: str, channels: int, rate_hz: int, sample_format: str) -> None:
+    samples, exact = counter(2 * rate_hz, channels, sample_format)
+    choice = replace(CHOICE, device=name, device_channels=channels, rate_hz=rate_hz, sample_format=sample_format)
+    with Ear(LiveSource(choice, Clocks())) as ear:
+        ear.wait_for_audio()
+        sea.play(name, samples, channels, rate_hz, sample_format)
+        wait_for(lambda: np.count_nonzero(ear.heard()) >= exact.size, f"all of it is heard on {name}")
+    ear.check_whole()
+    heard = ear.heard()
+    start = int(np.flatnonzero(heard.any(axis=1))[0])
+    np.testing.assert_array_equal(heard[start : start + len(exact)], exact)
+
+
+def has(heard: Any, row: Any) -> bool:
+    """Whether a row is among what was heard."""
+    return bool((heard == row).all(axis=1).any())
+
+
+@pytest.mark.parts
+def test_card_that_is_absent_pulled_out_or_whose_server_dies_comes_back(
+    sea: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "orcawatch")
+    with Ear(LiveSource(CHOICE, Clocks())) as ear:
+        ear.wait_for_missing("device gone")
+        sea.plug_in("hydrophones")
+        ear.wait_for_audio()
+        sea.pull_out("hydrophones")
+        ear.wait_for_missing("device gone")
+        sea.plug_in("hydrophones")
+        ear.wait_for_audio()
+        sea.kill()
+        ear.wait_for_missing("no sound card with an input is there")
+        sea.start()
+        sea.plug_in("hydrophones")
+        ear.wait_for_audio()
+    ear.check_whole()
+    told = [record.getMessage() for record in caplog.records]
+    assert sum("'hydrophones' gives audio again after" in line for line in told) == 3
+    assert sum("was it pulled out?; trying again" in line for line in told) >= 1
+    assert sum("no sound card with an input" in line for line in told) == 1
+
+
+@pytest.mark.parts
+def test_capture_process_that_is_killed_is_started_again(sea: Any) -> None:
+    sea.plug_in("hydrophones")
+    source = LiveSource(CHOICE, Clocks())
+    with Ear(source) as ear:
+        ear.wait_for_audio()
+        assert source.pid is not None
+        os.kill(source.pid, signal.SIGKILL)
+        wait_for(lambda: source.reopens == 1, "the card is opened again")
+        ear.wait_for_audio()
+    ear.check_whole()
+    causes = {item.cause for item in ear.items if isinstance(item, Missing)}
+    assert causes == {"device gone: the capture process ended (signal 9)"}
+
+
+@pytest.mark.parts
+@pytest.mark.parametrize("stop", ["kill the parent", "end the input", "SIGTERM"])
+def test_capture_process_ends_with_its_parent(sea: Any, stop: str) -> None:
+    sea.plug_in("hydrophones")
+    program = (
+        "import subprocess, sys; child = subprocess.Popen([sys.executable, '-m', 'orcawatch.soundcard', sys.argv[1]], "
+        "stdin=subprocess.PIPE); print(child.pid, file=sys.stderr, flush=True); sys.stdin.read(); child.stdin.close(); child.wait()"
+    )
+    wanted = json.dumps({"device": "hydrophones", "channels": 4})
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", program, wanted], stdin=pipe, stdout=pipe, stderr=pipe, cwd="/"
+    ) as parent:
+        assert parent.stdin is not None and parent.stdout is not None and parent.stderr is not None
+        pid = int(parent.stderr.readline())
+        assert Header(*HEADER.unpack(parent.stdout.read(HEADER.size))).kind == OPENED
+        if stop == "kill the parent":
+            parent.kill()
+        elif stop == "end the input":
+            parent.stdin.close()
+        else:
+            os.kill(pid, signal.SIGTERM)
+        wait_for(lambda: not alive(pid), "the capture process has ended", 3.0)
+        parent.kill()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that only waits to be counted out does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parts
+def test_capture_goes_on_while_nobody_reads(sea: Any) -> None:
+    """The pipe holds 1 MB and the process ten seconds: what is read late is whole, and stamped when it came."""
+    sea.plug_in("hydrophones", 4, 44100)
+    options = json.dumps({"device": "hydrophones", "channels": 4, "rate_hz": 44100})
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-m", "orcawatch.soundcard", options], stdin=pipe, stdout=pipe, cwd="/"
+    ) as child:
+        assert child.stdin is not None and child.stdout is not None
+        frames = []
+        while len(frames) < 80:
+            header = Header(*HEADER.unpack(child.stdout.read(HEADER.size)))
+            frames.append(header)
+            child.stdout.read(header.size)
+            if len(frames) == 5:
+                time.sleep(5.0)
+        child.stdin.close()
+    heard = [header for header in frames if header.kind == AUDIO]
+    assert [header.sequence for header in frames] == list(range(80)) and not any(header.flags for header in heard)
+    assert [header.first for header in heard] == [4410 * index for index in range(79)]
+    late_s = [header.steady_ns / 1e9 - (header.first + header.rows) / 44100 for header in heard[10:]]
+    assert max(late_s) - min(late_s) < 1.0
+
+
+def fault_of(**wanted: Any) -> str:
+    """What the capture process says where it cannot open what is wanted."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-m", "orcawatch.soundcard", json.dumps(wanted)]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, cwd="/") as child:
+        assert child.stdout is not None
+        written = child.stdout.read()
+        header = Header(*HEADER.unpack(written[: HEADER.size]))
+        assert child.wait() == 1 and len(written) == HEADER.size + header.size and header.kind == FAULT
+    return str(json.loads(written[HEADER.size :])["text"])
+
+
+@pytest.mark.parts
+def test_what_cannot_be_opened_is_refused_with_the_cure(sea: Any) -> None:
+    sea.plug_in("hydrophones")
+    assert fault_of(device="hidrophones") == "no device is called 'hidrophones'; did you mean 'hydrophones'?"
+    assert "has 32 input channels, not 40: see source.device_channels" in fault_of(device="hydrophones", channels=40)
+    fault = fault_of(device="hydrophones", rate_hz=700000, channels=4)
+    assert "refuses 4 channels of float32 at 700000 Hz: " in fault and "192000 Hz: see source.rate_hz" in fault
+    fault = fault_of(device="stern", channels=2)
+    assert "'stern' (ALSA, 32 channels) refuses 2 channels of float32 at 44100 Hz: " in fault
+
+
+@pytest.mark.parts
+def test_devices_are_listed_by_name_with_what_they_take(sea: Any) -> None:
+    sea.plug_in("hydrophones")
+    found = {entry.device.name: entry for entry in find_devices()}
+    assert {48000, 96000} < set(found["hydrophones"].rates_hz) and found["default"].default
+    told = CliRunner().invoke(devices_command, ["--json"])
+    records = [json.loads(line) for line in told.output.splitlines()]
+    entry = next(record for record in records if record["name"] == "hydrophones")
+    assert told.exit_code == 0 and "index" not in entry
+    assert (entry["hostapi"], entry["channels"], entry["default"]) == ("ALSA", 32, False)
+    assert "hydrophones  [ALSA]  32 channels at 8000, " in CliRunner().invoke(devices_command).output
+
+
+@pytest.mark.parts
+def test_devices_fails_with_the_cure_where_there_is_none(sea: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PULSE_RUNTIME_PATH", "/nowhere")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/nowhere")
+    with pytest.raises(OrcawatchError, match="no sound card with an input is there: plug it in") as raised:
+        find_devices()
+    assert raised.value.exit_code == 1
+
+
+def test_missing_library_and_a_broken_sound_system_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "sounddevice.py").write_text("raise OSError('PortAudio library not found')")
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from orcawatch.soundcard import main; main('--list')"
+    with pytest.raises(OrcawatchError, match="apt install libportaudio2"):
+        find_devices([sys.executable, "-c", program])
+    with pytest.raises(OrcawatchError, match=r"the sound system broke \(exit code -11\)"):
+        find_devices([sys.executable, "-c", "import os; os.kill(os.getpid(), 11)"])
+
+
+class Tee(Through[LiveSource]):
+    """Keeps what a source yields, and stops when the scene has been heard."""
+
+    def __init__(self, source: LiveSource, last: Any, stop: threading.Event) -> None:
+        super().__init__(source)
+        self.kept: list[AudioBlock] = []
+        self._last = last
+        self._stop = stop
+
+    def blocks(self) -> Iterator[Item]:
+        for item in self._source.blocks():
+            assert isinstance(item, AudioBlock), item
+            self.kept.append(item)
+            if has(item.samples, self._last):
+                self._stop.set()
+            yield item
+
+
+@pytest.mark.parts
+def test_scene_that_is_played_live_gives_the_detections_of_its_file(sea: Any, tmp_path: Path) -> None:
+    """Twenty seconds on four hydrophones, scored by the shipped bundle: equal to the sample and to the bit."""
+    scene = simulate_scene(
+        SceneSettings(duration_s=20.0, rate_hz=RATE_HZ, seed=5, calls_per_minute=20.0, snr_low_db=9.0)
+    )
+    samples = np.ascontiguousarray(scene.samples, np.float32)
+    sea.plug_in("hydrophones", 4, RATE_HZ)
+    settings = Settings(output=tmp_path / "live", snapshots=False, clips=ClipSettings(0.5, 0.5))
+    ensemble = open_ensemble(settings)
+    stop, live_found, file_found = threading.Event(), [], []
+    with LiveSource(replace(CHOICE, rate_hz=RATE_HZ), Clocks()) as source:
+        assert source.open(stop)
+        tee = Tee(source, samples[-1], stop)
+        player = threading.Timer(3.0, sea.play, ["hydrophones", samples.tobytes(), 4, RATE_HZ])
+        player.start()
+        live = run(tee, ensemble, settings, live_found.append, stop)  # type: ignore[arg-type]
+        assert source.overruns == source.shed_s == source.unnoticed_s == 0
+    heard = np.concatenate([block.samples for block in tee.kept])
+    start = int(np.flatnonzero((heard == samples[0]).all(axis=1))[-1])
+    np.testing.assert_array_equal(heard[start : start + len(samples)], samples)
+    file = tmp_path / "tee.wav"
+    soundfile.write(file, heard, RATE_HZ, subtype="FLOAT")
+    of_file = run(FileSource(file), ensemble, replace(settings, output=tmp_path / "file"), file_found.append)
+    assert [facts(detection) for detection in live_found] == [facts(detection) for detection in file_found]
+    assert len(file_found) >= 2 and (live.windows, live.read_s) == (of_file.windows, of_file.read_s)
+
+
+RATE_HZ = 44100
+
+
+def facts(detection: Any) -> tuple[Any, ...]:
+    """What does not depend on where the audio came from."""
+    return (
+        detection.start_sample, detection.end_sample, detection.score, detection.channel_scores, detection.best_channel,
+        detection.levels_db,
+    )  # fmt: skip
