@@ -174,6 +174,8 @@ class Ledger:
         self._end = 0
         self._step = (0, "")
         self._synchronised = timeline.synchronised
+        self._settled = False  # whether the time before this session is written
+        self._begun = False  # whether anything was heard: only then the moment of position 0 is known
         self._rows: list[Stretch] = []  # the closed ones of this period, and all that are not written
         self._written = 0  # how many of them are
         self._open: Stretch | None = None
@@ -216,9 +218,8 @@ class Ledger:
             self._correct(seconds(change.utc) - self._timeline.steady_at(change.sample))
         self._synchronised = change.synchronised
         self._hasty = True
-        if self._journal.allows(len(self._changes), self._clocks.steady_s()):
-            self.checkpoint()
-        self._forget()
+        if self._journal.allows(len(self._changes), self._clocks.steady_s()) and self.checkpoint():
+            self._forget()
 
     def extend(self, connection: sqlite3.Connection) -> None:
         """Write everything up to now inside somebody's transaction."""
@@ -239,6 +240,7 @@ class Ledger:
             return False
         self._journal.spend(len(changes))
         self._id, self._hasty, self._offset_s, self._written = number, False, None, len(self._rows)
+        self._settled = self._begun
         del self._changes[: len(changes)]
         return True
 
@@ -257,12 +259,14 @@ class Ledger:
 
     def _append(self, kind: str, cause: str, end: int) -> None:
         """What lies between the last end and this one is of one kind."""
+        if not self._begun:
+            self._opening = Opening.now(self._session, self._timeline, self._clocks)
         step, name = self._step if kind == RECORDED else (0, "")
         row = self._open
         if row is None or row.sort != (kind, cause, step, name) or self._is_long(row):
             self._close()
             self._open = self._starting(kind, cause, step, name)
-            self._hasty = True
+            self._hasty = self._begun = True
         self._end = end
 
     def _is_long(self, row: Stretch) -> bool:
@@ -323,6 +327,8 @@ class Ledger:
         """Write session and rows; the same again does no harm. Returns the session's number."""
         number = self._id or (found_session(connection, self._opening) if self._tried else None)
         number = put_session(connection, number, self._session, self._opening)
+        if self._session.live and not self._settled:
+            put_idle(connection, number, self._opening)
         rows = self._rows[self._written :]
         put_rows(connection, number, rows if self._open is None else [*rows, self._ended(self._open)])
         return number
@@ -471,10 +477,7 @@ def found_session(connection: sqlite3.Connection, opening: Opening) -> int | Non
 
 
 def put_session(connection: sqlite3.Connection, number: int | None, session: Session, opening: Opening) -> int:
-    """Write a session's row where it is not there, and its end; returns its number.
-
-    A new live session enters the time since the last one as not running.
-    """
+    """Write a session's row; returns its number."""
     columns = (
         "id, source, live, rate_hz, channels, hydrophones, station, boot, bundle, bundle_digest, version, started_utc, "
         "started_steady_s, ended_utc"
@@ -486,15 +489,19 @@ def put_session(connection: sqlite3.Connection, number: int | None, session: Ses
     )  # fmt: skip
     added = connection.execute(
         f"INSERT INTO sessions ({columns}) VALUES ({marks(len(row))}) "
-        "ON CONFLICT (id) DO UPDATE SET ended_utc = excluded.ended_utc WHERE excluded.ended_utc IS NOT NULL",
+        "ON CONFLICT (id) DO UPDATE SET started_utc = excluded.started_utc, "
+        "started_steady_s = excluded.started_steady_s, ended_utc = excluded.ended_utc "
+        "WHERE (started_utc, started_steady_s, ended_utc) "
+        "IS NOT (excluded.started_utc, excluded.started_steady_s, excluded.ended_utc)",
         row,
     )
-    if number is not None:
-        return number
-    number = int(added.lastrowid or 0)
-    if session.live:
-        insert(connection, number, idle(last_entry(connection, number), opening))
-    return number
+    return int(added.lastrowid or 0) if number is None else number
+
+
+def put_idle(connection: sqlite3.Connection, session: int, opening: Opening) -> None:
+    """Enter the time since the last live session as not running."""
+    connection.execute("DELETE FROM ledger WHERE session = ? AND start_sample IS NULL", (session,))
+    insert(connection, session, idle(last_entry(connection, session), opening))
 
 
 def marks(number: int) -> str:
@@ -535,7 +542,8 @@ def last_entry(connection: sqlite3.Connection, before: int) -> Entry | None:
 def idle(last: Entry | None, opening: Opening) -> list[Stretch]:
     """The row of the time since the last entry, if there is one.
 
-    Within one start of the machine the steady clock tells its length, otherwise UTC.
+    Within one start of the machine the steady clock tells its length, otherwise UTC. Nobody looked at the system clock
+    meanwhile: within one start its time at the end counts.
     """
     if last is None:
         return []
@@ -543,7 +551,8 @@ def idle(last: Entry | None, opening: Opening) -> list[Stretch]:
     sure = bool(last.synchronised and opening.synchronised)
     if last.boot and last.boot == opening.boot:
         start_s = min(last.steady_s, end_s)
-        return [Stretch(GAP, NOT_RUNNING, 0, "", None, None, last.utc, utc, start_s, end_s, sure)]
+        start_utc = None if utc is None else utc - timedelta(seconds=end_s - start_s)
+        return [Stretch(GAP, NOT_RUNNING, 0, "", None, None, start_utc, utc, start_s, end_s, sure)]
     if last.utc is None or utc is None or utc < last.utc:
         return [Stretch(GAP, BEHIND, 0, "", None, None, utc, utc, end_s, end_s, sure)]
     start_s = end_s - (utc - last.utc).total_seconds()
@@ -605,8 +614,8 @@ def correct(connection: sqlite3.Connection, session: int, boot: str, offset_s: f
     """
     connection.create_function("utc_text", 1, lambda steady_s: _text_of(steady_s, offset_s), deterministic=True)
     query = (
-        "SELECT id FROM sessions WHERE live = 1 AND (id = ? OR boot = ?) "
-        "AND EXISTS (SELECT 1 FROM ledger WHERE session = sessions.id AND synchronised IS NOT 1) ORDER BY id"
+        "SELECT id FROM sessions WHERE live = 1 AND (id = ? OR boot = ? "
+        "AND EXISTS (SELECT 1 FROM ledger WHERE session = sessions.id AND synchronised IS NOT 1)) ORDER BY id"
     )
     for (number,) in connection.execute(query, (session, boot or None)).fetchall():
         for statement in CORRECTIONS:
@@ -652,6 +661,6 @@ def _correct_idle(connection: sqlite3.Connection, session: int) -> None:
     query = "SELECT boot, started_steady_s, started_utc FROM sessions WHERE id = ?"
     boot, steady_s, utc = connection.execute(query, (session,)).fetchone()
     opening = Opening(boot or "", steady_s, steady_s, utc_of(utc), True)
-    rule = "DELETE FROM ledger WHERE session = ? AND start_sample IS NULL AND synchronised IS NOT 1"
-    if connection.execute(rule, (session,)).rowcount:
-        insert(connection, session, idle(last_entry(connection, session), opening))
+    unsure = "SELECT 1 FROM ledger WHERE session = ? AND start_sample IS NULL AND synchronised IS NOT 1"
+    if connection.execute(unsure, (session,)).fetchone():
+        put_idle(connection, session, opening)
