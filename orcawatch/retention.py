@@ -239,7 +239,8 @@ class Retention:
         return self._free(there_b - round(settings.max_clips_mb * MB), f"more than {settings.max_clips_mb:g} MB")
 
     def _too_full(self, settings: RetentionSettings) -> int:
-        missing_b = round(settings.min_free_mb * MB) - free_b(self._output)
+        reserve_b = 0 if self.reserve.held else self.reserve.size_b  # is taken of what is free afterwards
+        missing_b = round(settings.min_free_mb * MB) + reserve_b - free_b(self._output)
         return self._free(missing_b, f"less than {settings.min_free_mb:g} MB free on the disk")
 
     def _free(self, wanted_b: int, why: str) -> int:

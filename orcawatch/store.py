@@ -394,7 +394,10 @@ class Store:
         return connection
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
-        """Run the steps that the file has not seen, in one transaction: all or none."""
+        """Run the steps that the file has not seen, in one transaction: all or none.
+
+        It writes even where there is nothing to do: SQLite opens a file on a read-only disk without a word.
+        """
         try:
             connection.execute("BEGIN IMMEDIATE")
             version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -403,11 +406,10 @@ class Store:
                     f"{self.path} has schema {version}; this version reads 0 to {len(STEPS)}: "
                     "upgrade orcawatch, or name another file"
                 )
-            if version < len(STEPS):
-                migrate(connection, version, STEPS)
+            migrate(connection, version, STEPS)
             connection.execute("COMMIT")
         except sqlite3.Error as fault:
-            raise OrcawatchError(f"{self.path} could not be brought up to date: {fault}; {CURE}") from fault
+            raise OrcawatchError(f"{self.path} could not be prepared: {fault}; {CURE}") from fault
 
     def _ready(self) -> sqlite3.Connection:
         """The connection, opened anew after an error, or where another file stands under the name."""
