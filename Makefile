@@ -22,7 +22,7 @@ boot: edge
 
 # What tests run against for real: a sound system, a broker, service managers.
 parts:
-	@tests/packages.sh libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils mosquitto openssl systemd
+	@tests/packages.sh libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils mosquitto openssl systemd strace e2fsprogs
 
 lint: edge
 	$(EDGE)/ruff check .

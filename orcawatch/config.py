@@ -63,7 +63,7 @@ class SourceSettings:
     )
     block_s: float = number(0.1, 0.005, 2, "s", "Length of the blocks in which audio comes.")
     latency_s: float = number(0.5, 0.01, 10, "s", "Audio that the card's driver is asked to buffer.")
-    stalled_s: float = number(5, 1, 600, "s", "A card that gives nothing for so long is closed and opened again.")
+    stalled_s: float = number(5, 1, 30, "s", "A card that gives nothing for so long is closed and opened again.")
     retry_least_s: float = number(1, 0.1, 60, "s", "First wait before a card that is absent is tried again.")
     retry_most_s: float = number(60, 1, 3600, "s", "The wait doubles up to this.")
 

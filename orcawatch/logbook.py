@@ -170,10 +170,13 @@ class Logbook:
 
     def _write(self) -> None:
         """Write the levels that wait; where the disk refuses they go on waiting, and the ledger says so."""
+        session = self.ledger.session
+        if session is None:
+            return
         try:
             with self._store.transaction() as connection:
                 for row, start_utc, synchronised in self._unwritten:
-                    levels.put(connection, self.ledger.session, row, start_utc, synchronised)
+                    levels.put(connection, session, row, start_utc, synchronised)
         except OrcawatchError as fault:
             log.debug("%d rows of levels wait: %s", len(self._unwritten), fault)
             return

@@ -165,7 +165,7 @@ class Recorder:
         try:
             return replace(detection, id=self._logbook.add(detection))
         except OrcawatchError as fault:
-            log.error("%s; %d detections wait for it", fault, len(self._unsaved) + 1)
+            log.debug("%s; %d detections wait for it", fault, len(self._unsaved) + 1)  # the store has said so
             self._retry_at = self._heard + round(RETRY_S * self._info.rate_hz)
             return None
 
@@ -209,7 +209,7 @@ class Recorder:
     def _make(self, detection: Detection, event: Event, samples: Array, first: int) -> Made:
         """Clip and snapshot, in the worker thread."""
         if not self._room(samples.nbytes):
-            log.error("detection %s has no clip: there is no room on the disk", detection.id)
+            log.info("detection %s has no clip: there is no room on the disk", detection.id)
             return Made(detection, failed=True)
         name = file_name(detection)
         clip = attempt(f"clip of detection {detection.id}", lambda: self._clip(name, samples, first, detection))

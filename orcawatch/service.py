@@ -61,17 +61,8 @@ def serve(
     OrcawatchError : it could not begin.
     """
     settings = load()
-    ensemble = daemon.open_ensemble(settings)
-    log.debug("silence scores %.3f", score_silence(ensemble))
-    daemon.open_store(settings.output).close()
-    service = Service(load, settings, stop)
-    with service.opened(input_file, realtime) as source:
-        if source is None:
-            return "", Totals()
-        service.metrics.about(settings.station, ensemble.bundle.name, ensemble.bundle.digest)
-        totals = daemon.run(source, ensemble, settings, service.reporting(on_detection), stop, service, service.clocks)
-        service.notifier.stopping()
-        return source.info.name, totals
+    with Service(load, settings, stop) as service:
+        return service.watch(input_file, realtime, on_detection)
 
 
 class Service(Upkeep):
@@ -93,7 +84,7 @@ class Service(Upkeep):
         self._settings = settings
         self._stop = stop
         self._asked = Flag()  # to reload
-        self._duty: OnDuty | None = None
+        self._duty: OnDuty[LiveSource] | None = None
         self._live: LiveSource | None = None
         self._retention: Retention | None = None
         self._outbox: Outbox | None = None
@@ -102,16 +93,28 @@ class Service(Upkeep):
         self._began_s = self._beat_at = self.clocks.steady_s()
         self._since: tuple[datetime, Mapping[tuple[str, str], float]] = (self.clocks.utc(), {})
 
-    @contextmanager
-    def opened(self, input_file: Path | None, realtime: bool) -> Iterator[Source | None]:
-        """The source, ready to be listened to; None where the watch ended while a device was waited for."""
-        with self._open:
-            self._open.callback(signal.signal, signal.SIGHUP, signal.signal(signal.SIGHUP, self._on_hangup))
-            source = self._source(input_file, realtime)
-            self.metrics.serve(self._settings.metrics)
-            self._open.callback(self.metrics.close)
-            self.notifier.ready("listening" if self._live is None else "waiting for the device")
-            yield source if self._is_open() else None
+    def __enter__(self) -> Service:
+        self._open.callback(signal.signal, signal.SIGHUP, signal.signal(signal.SIGHUP, self._on_hangup))
+        self._open.callback(self.metrics.close)
+        return self
+
+    def __exit__(self, *about: object) -> None:
+        self._open.close()
+
+    def watch(self, input_file: Path | None, realtime: bool, on_detection: OnDetection) -> tuple[str, Totals]:
+        """As `serve`."""
+        settings = self._settings
+        ensemble = daemon.open_ensemble(settings)
+        log.debug("silence scores %.3f", score_silence(ensemble))
+        daemon.open_store(settings.output).close()
+        source = self._source(input_file, realtime)
+        self.metrics.serve(settings.metrics)
+        self.metrics.about(settings.station, ensemble.bundle.name, ensemble.bundle.digest)
+        self.notifier.ready("listening" if self._live is None else "waiting for the device")
+        if self._live is not None and not self._live.open(self._stop, self._watchdog.processed):
+            return "", Totals()
+        report = self._reporting(on_detection)
+        return source.info.name, daemon.run(source, ensemble, settings, report, self._stop, self, self.clocks)
 
     @contextmanager
     def watching(self, store: Store) -> Iterator[None]:
@@ -131,6 +134,8 @@ class Service(Upkeep):
     def processed(self, loop: Loop) -> None:
         """Feed the watchdog; now and then tell how things are; reload where that was asked for."""
         self._watchdog.processed()
+        if self._stop.is_set():
+            self.notifier.stopping()
         if self._asked.is_set():
             self._reload(loop)
         now_s = time.monotonic()
@@ -142,7 +147,7 @@ class Service(Upkeep):
         """Note how long a window took."""
         self.metrics.inferred(seconds)
 
-    def reporting(self, on_detection: OnDetection) -> OnDetection:
+    def _reporting(self, on_detection: OnDetection) -> OnDetection:
         """The same, and the metrics know of it."""
 
         def report(detection: Detection) -> None:
@@ -166,9 +171,6 @@ class Service(Upkeep):
         self._live = self._open.enter_context(live)
         self._duty = OnDuty(live, settings.duty)
         return self._duty
-
-    def _is_open(self) -> bool:
-        return self._live is None or self._live.open(self._stop, self._watchdog.processed)
 
     def _on_hangup(self, number: int, frame: FrameType | None) -> None:
         self._asked.set()
