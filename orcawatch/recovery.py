@@ -78,11 +78,6 @@ def open_store(path: Path) -> Store:
     fault = passed_over(path)
     if fault is not None:
         rescue(path, fault)
-    store = Store(path, rescue)
-    if (unreadable := unreadable_rows(store)) == 0:
-        return store
-    store.close()
-    rescue(path, f"{unreadable} detections cannot be read")
     return Store(path, rescue)
 
 
@@ -102,18 +97,29 @@ def _passed_over(path: Path) -> str | None:
     size_b = path.stat().st_size if path.exists() else 0
     content = write_ahead_of(path)
     if len(content) <= pages.HEAD_B:
-        return "it is cut short" if size_b and size_b % pages.size_of_pages(path) else None
-    if size_b == 0:
+        if size_b and size_b % pages.size_of_pages(path):
+            return "it is cut short"
+    elif size_b == 0:
         return "it is empty, but has a write-ahead log"
-    return "its write-ahead log is damaged" if pages.write_ahead(content).broken else None
+    elif pages.write_ahead(content).broken:
+        return "its write-ahead log is damaged"
+    unreadable = unreadable_rows(path) if size_b else 0
+    return f"{unreadable} detections cannot be read" if unreadable else None
 
 
-def unreadable_rows(store: Store) -> int:
-    """How many detections hold what is no JSON or no time: pages that are in order may hold anything."""
-    lists = " OR ".join(f"NOT json_valid(coalesce({name}, '[]'))" for name in LISTS)
-    wrong = f"{lists} OR (start_utc IS NOT NULL AND julianday(start_utc) IS NULL)"
-    with store.transaction() as connection:
-        return int(connection.execute(f"SELECT count(*) FROM detections WHERE {wrong}").fetchone()[0])
+def unreadable_rows(path: Path) -> int:
+    """How many detections hold what is no JSON or no time: pages that are in order may hold anything.
+
+    0 where SQLite cannot read the file; it says so itself when it is opened to be written to.
+    """
+    with suppress(sqlite3.Error), closing(connected(path, "mode=ro")) as connection:
+        lists = [name for name in LISTS if name in {column[1] for column in _columns(connection, "detections")}]
+        wrong = " OR ".join(f"NOT json_valid(coalesce({name}, '[]'))" for name in lists)
+        query = (
+            f"SELECT count(*) FROM detections WHERE {wrong} OR (start_utc IS NOT NULL AND julianday(start_utc) IS NULL)"
+        )
+        return int(connection.execute(query).fetchone()[0])
+    return 0
 
 
 def write_ahead_of(path: Path) -> bytes:

@@ -122,8 +122,8 @@ class Reader:
         self.path = path
         self._lock = Lock()
         self._folder: TemporaryDirectory[str] | None = None
-        if not path.is_file():
-            raise InputError(f"{path} is not there; name the database, or the output folder, of a run")
+        if not path.is_file() or path.stat().st_size == 0:  # SQLite would delete the -wal of an empty file
+            raise InputError(f"{path} is not there, or empty; name the database of a run")
         self._connection = self._open()
 
     @contextmanager

@@ -398,16 +398,28 @@ def test_a_commit_that_failed_is_never_doubled(tmp_path: Path, call: str) -> Non
     """The disk refuses a call of a commit; whether or not the row is there in spite of it, a second try leaves one."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
+    failed = 0
     for when in range(1, 8):
         path = tmp_path / f"{call}{when}.db"
         Store(path).close()
-        inject = ["strace", "-f", "-o", "/dev/null", "-P", f"{path}-wal", "-e", f"inject={call}:error=EIO:when={when}..{when + 1}"]
+        inject = [
+            "strace",
+            "-f",
+            "-o",
+            "/dev/null",
+            "-P",
+            f"{path}-wal",
+            "-e",
+            f"inject={call}:error=EIO:when={when}..{when + 1}",
+        ]
         done = subprocess.run([*inject, sys.executable, "-c", STUBBORN, str(path)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         tries = [int(tries) for tries in done.stdout.split()]
         with Store(path) as store:
             assert [row.start_s for row in store.detections()] == [0.0, 1.0, 2.0]
-        assert len(tries) == 3 and (sum(tries) > 3 or when > 3)
+        assert len(tries) == 3
+        failed += sum(tries) - 3
+    assert failed >= 3
 
 
 STUBBORN = """
@@ -417,7 +429,12 @@ from pathlib import Path
 from orcawatch.errors import OrcawatchError
 from orcawatch.store import Detection, Store
 row = Detection(None, "s", 0.0, 1.0, None, 0.5, (0,), (0.5,), 0, "b", "d")
-with Store(Path(sys.argv[1])) as store:
+def opened():
+    try:
+        return Store(Path(sys.argv[1]))
+    except OrcawatchError:
+        return opened()
+with opened() as store:
     for count in range(3):
         tries = 1
         while True:
