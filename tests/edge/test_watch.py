@@ -119,7 +119,9 @@ def test_service_tells_how_it_is_and_reloads_and_ends_cleanly(watch: Manager, tm
         assert database.execute("SELECT count(*) FROM sessions").fetchone() == (1,)
         kinds = [kind for (kind,) in database.execute("SELECT kind FROM ledger")]
     assert kinds == ["recorded"]
-    kinds_sent = [line.split('"kind":"')[1].split('"')[0] for line in next((tmp_path / "out" / "messages").glob("*.jsonl")).open()]
+    kinds_sent = [
+        line.split('"kind":"')[1].split('"')[0] for line in next((tmp_path / "out" / "messages").glob("*.jsonl")).open()
+    ]
     assert {"heartbeat", "effort"} <= set(kinds_sent)
 
 
