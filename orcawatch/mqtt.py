@@ -24,6 +24,7 @@ PORT, TLS_PORT = 1883, 8883
 STATUS, ONLINE, OFFLINE = "status", "online", "offline"
 TOO_LARGE, WRONG_FORMAT = 0x95, 0x99  # answers of MQTT 5 that say that the message is wrong
 FAREWELL_S = 2.0
+HEADER_BYTES = 10  # of a message beside topic and payload, at most
 
 # ruff: noqa: RUF009
 
@@ -143,6 +144,7 @@ class Link:
         self._up = False
         self._lost = ""  # why there is no connection any more
         self._answers: dict[int, ReasonCode] = {}  # by message
+        self._most_bytes: int | None = None  # that the broker takes at once
         self._client = self._new_client(client_id)
 
     @property
@@ -177,6 +179,9 @@ class Link:
         ------
         SinkError, RefusedError : as for `MqttSink.send`.
         """
+        size = len(topic.encode()) + len(payload) + HEADER_BYTES
+        if self._most_bytes is not None and size > self._most_bytes:
+            raise RefusedError(f"{self._name} takes at most {self._most_bytes} bytes at once, not {size}")
         sent = self._client.publish(topic, payload, qos=1, retain=retain).mid
         with self._changed:
             self._changed.wait_for(lambda: sent in self._answers or not self._up, self._settings.timeout_s)
@@ -235,6 +240,7 @@ class Link:
                 self._lost = f"does not let us in: {answer}; check `username` and `password_file`"
             else:
                 self._up = True
+                self._most_bytes = getattr(properties, "MaximumPacketSize", None)
             self._changed.notify_all()
 
     def _disconnected(self, client: Client, data: Any, flags: Any, answer: ReasonCode, properties: Any) -> None:

@@ -54,6 +54,8 @@ PRUNE_S = 600.0  # how often sent messages are deleted,
 KEEP_SENT_S = 3600.0  # this long after they were sent,
 PRUNE_ROWS = 500  # so many at once
 BROKEN_TRIES = 20  # a message on which a sink breaks this often is parked
+STUBBORN_TRIES = 20  # every so many tries without an acknowledgement another message goes first:
+LAST = 0  # where that one is acknowledged, the stubborn one gets this priority
 BUSY_S = 5.0
 
 
@@ -298,6 +300,7 @@ class Sender:
         self._connection: sqlite3.Connection | None = None
         self._budget: Budget | None = None
         self._acknowledged: int | None = None  # a row that is to be marked
+        self._aside: int | None = None  # a row that lets another one go first
         self._failures = 0
         self._retry_at_s = self._prune_at_s = 0.0
         self._complaint, self._complained_s = "", 0.0
@@ -335,7 +338,7 @@ class Sender:
             self._queue.sink.open()
         except (SinkError, OSError) as fault:
             return self._fail(str(fault), getattr(fault, "after_s", None))
-        found = next_message(connection, self.name)
+        found = next_message(connection, self.name, self._aside) or next_message(connection, self.name)
         if found is None:
             self._recovered(0)
             return POLL_S
@@ -352,6 +355,7 @@ class Sender:
             self._give_back(connection, found)
             return self._fail(str(fault), fault.after_s)
         except (SinkError, OSError) as fault:
+            self._aside = found.row if (found.tries + 1) % STUBBORN_TRIES == 0 else None
             return self._fail(str(fault), getattr(fault, "after_s", None))
         except Exception as fault:
             if found.tries + 1 < BROKEN_TRIES:
@@ -360,7 +364,19 @@ class Sender:
         self._acknowledged = found.row
         self._mark_sent(connection, found.row)
         self._recovered(1)
+        self._demote(connection, found.row)
         return 0.0
+
+    def _demote(self, connection: sqlite3.Connection, sent: int) -> None:
+        """Let the message that is aside go last: others are acknowledged, and it is not."""
+        aside, self._aside = self._aside, None
+        if aside is not None and aside != sent:
+            connection.execute("UPDATE outbox SET priority = ? WHERE id = ?", (LAST, aside))
+            log.error(
+                "sink %s: row %d of the outbox was tried %d times or more and not acknowledged, while another message "
+                "is: it goes last from now on; is it too large for the far side?",
+                self.name, aside, STUBBORN_TRIES,
+            )  # fmt: skip
 
     def _size(self, message: Message) -> int:
         return len(message.payload) + self._queue.sink.overhead_bytes
@@ -374,8 +390,11 @@ class Sender:
             self._keep_budget(connection)
 
     def _give_back(self, connection: sqlite3.Connection, found: Message) -> None:
+        """Nothing was sent: that was no try, and cost nothing."""
         if self._budget:
             self._budget.left += self._size(found)
+        with written(connection):
+            connection.execute("UPDATE outbox SET tries = tries - 1 WHERE id = ?", (found.row,))
             self._keep_budget(connection)
 
     def _keep_budget(self, connection: sqlite3.Connection) -> None:
@@ -496,12 +515,12 @@ def written(connection: sqlite3.Connection) -> Iterator[None]:
     connection.execute("COMMIT")
 
 
-def next_message(connection: sqlite3.Connection, sink: str) -> Message | None:
-    """The message that goes next: of the highest priority, the oldest."""
+def next_message(connection: sqlite3.Connection, sink: str, but: int | None = None) -> Message | None:
+    """The message that goes next: of the highest priority, the oldest; `but` is a row to leave out."""
     row = connection.execute(
         "SELECT id, kind, payload, tries FROM outbox WHERE sink = ? AND sent_utc IS NULL AND refused IS NULL "
-        "ORDER BY priority DESC, id LIMIT 1",
-        (sink,),
+        "AND id IS NOT ? ORDER BY priority DESC, id LIMIT 1",
+        (sink, but),
     ).fetchone()
     return None if row is None else Message(*row)
 

@@ -251,6 +251,45 @@ def test_a_sink_that_breaks_on_one_message_does_not_hold_the_others_for_ever(
     sender.close()
 
 
+def test_a_message_that_never_gets_through_lets_the_others_go(
+    store: Store, clocks: FakeClocks, sink: FakeSink, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The far side hangs up on the large one: it is kept, and goes last, also behind what comes later."""
+    box, sender = made(store, clocks, queue_of(sink))
+    post(box, store, "detection", body={"text": "x" * 1000})
+    post(box, store, "detection", "heartbeat", "thumbnail")
+    take = sink.send
+
+    def hang_up(message: Message) -> None:
+        if len(message.payload) > 1000:
+            raise SinkError("hung up")
+        take(message)
+
+    sink.send = hang_up  # type: ignore[method-assign]
+    stepped(sender, clocks, 2 * 3600)
+    assert kinds(sink) == ["detection", "heartbeat", "thumbnail"]
+    assert "row 1 of the outbox was tried 20 times or more" in caplog.text
+    post(box, store, "heartbeat")
+    stepped(sender, clocks, 301)
+    assert len(sink.got) == 4 and box.depths()["far"].messages == 1
+    sink.send = take  # type: ignore[method-assign]
+    stepped(sender, clocks, 301)
+    assert len(sink.got) == 5
+    sender.close()
+
+
+def test_a_far_side_that_takes_nothing_for_long_leaves_the_order_alone(
+    store: Store, clocks: FakeClocks, sink: FakeSink
+) -> None:
+    box, sender = made(store, clocks, queue_of(sink))
+    post(box, store, *["detection", "heartbeat"] * 5)
+    sink.faults = [SinkError("no answer") for _ in range(2000)]
+    stepped(sender, clocks, 2001 * 300)
+    rows = [message.row for message in sink.got]
+    assert rows == [1, 3, 5, 7, 9, 2, 4, 6, 8, 10] and sink.got[0].tries > 1800
+    sender.close()
+
+
 def test_an_acknowledged_message_that_could_not_be_marked_is_not_sent_again(
     store: Store, clocks: FakeClocks, sink: FakeSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,7 +406,7 @@ def test_what_does_not_reach_the_network_costs_nothing(store: Store, clocks: Fak
     post(box, store, "detection", body={"text": "x" * 500})
     sink.faults = [UnreachableError("refused") for _ in range(5)]
     stepped(sender, clocks, 60)
-    assert len(sink.got) == 1
+    assert len(sink.got) == 1 and sink.got[0].tries == 0
     post(box, store, "detection", body={"text": "x" * 500})
     sink.faults = [SinkError("no answer")]
     stepped(sender, clocks, 3500)  # the first half of the budget is used; the try without answer takes the other
@@ -516,8 +555,8 @@ def test_the_oldest_waiting_message_is_found_without_a_scan(store: Store) -> Non
     with store.transaction() as connection:
         plan = connection.execute(
             "EXPLAIN QUERY PLAN SELECT id, kind, payload, tries FROM outbox WHERE sink = ? AND sent_utc IS NULL "
-            "AND refused IS NULL ORDER BY priority DESC, id LIMIT 1",
-            ("far",),
+            "AND refused IS NULL AND id IS NOT ? ORDER BY priority DESC, id LIMIT 1",
+            ("far", None),
         ).fetchall()
     text = " ".join(str(row[-1]) for row in plan)
     assert "USING INDEX outbox_waiting" in text and "TEMP B-TREE" not in text, text
