@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from soak import memory_mb
 
 CHANNELS = 4
-MAP = "aux0,aux1,aux2,aux3"
+MAP = "front-left,front-right,rear-left,rear-right"  # as ALSA names them; others would be mixed
 START_S = 10.0
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 ALSA = 'pcm.hydrophones { type pulse device "sea.monitor" hint { show on description "Hydrophone array" } }\n'
@@ -39,7 +39,7 @@ station: bench
 output: {output}
 source: {{device: hydrophones, rate_hz: {rate_hz}, device_channels: 4}}
 hydrophones: [{{serial: A}}, {{serial: B}}, {{serial: C}}, {{serial: D}}]
-sinks: [{{kind: jsonl, path: {output}/messages.jsonl}}]
+sinks: [{{kind: jsonl, folder: {output}/messages}}]
 """
 
 
