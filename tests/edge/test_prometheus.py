@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import math
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+from orcawatch._version import __version__
+from orcawatch.config import MetricsSettings
+from orcawatch.errors import InputError
+from orcawatch.outbox import Depth
+from orcawatch.prometheus import Metrics
+from orcawatch.sinks import Facts
+
+FACTS = Facts(
+    uptime_s=60.0, disk_free_mb=1234.5, behind_s=2.5, step=1, step_name="hop 0.96 s", synchronised=True,
+    drift_ppm=-12.5, temperatures_c={"cpu": 48.1}, levels_db=(101.5, math.nan, 99.0),
+    counters={"detections": 3, "overruns": 2, "unnoticed_s": 1.5},
+    account={("recorded", ""): 3590.0, ("gap", "device gone"): 9.5, ("gap", "overrun"): 0.5, ("off_duty", "duty"): 60.0},
+)  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return int(unused.getsockname()[1])
+
+
+def scraped(port: int) -> Mapping[str, float]:
+    """What Prometheus would read, by name and labels."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+        return {
+            sample.name + "".join(f"|{name}={value}" for name, value in sorted(sample.labels.items())): sample.value
+            for family in families
+            for sample in family.samples
+        }
+
+
+def test_figures_are_served_as_of_now() -> None:
+    metrics, port = Metrics(("H-1", "", "H-3")), free_port()
+    metrics.serve(MetricsSettings(port=port))
+    try:
+        python = "{}.{}.{}".format(*sys.version_info)
+        assert f"orcawatch_build_info|python={python}|version={__version__}" in scraped(port)
+        metrics.about("north", "first-light", "ab" * 32)
+        metrics.take(FACTS, {"far": Depth(4320, 2_000_000, "2026-07-01", 1, 5)})
+        metrics.detected(datetime(2026, 7, 1, tzinfo=timezone.utc))
+        for seconds in (0.004, 0.03, 30.0):
+            metrics.inferred(seconds)
+        found = scraped(port)
+        build = f"bundle=first-light|bundle_digest={'ab' * 32}|python={python}|station=north|version={__version__}"
+        expected = {
+            f"orcawatch_build_info|{build}": 1,
+            "orcawatch_uptime_seconds": 60,
+            "orcawatch_disk_free_bytes": 1234.5e6,
+            "orcawatch_behind_seconds": 2.5,
+            "orcawatch_overload_step": 1,
+            "orcawatch_clock_synchronised": 1,
+            "orcawatch_clock_drift_ppm": -12.5,
+            "orcawatch_temperature_celsius|sensor=cpu": 48.1,
+            "orcawatch_level_db|hydrophone=H-1": 101.5,
+            "orcawatch_level_db|hydrophone=H-3": 99.0,
+            "orcawatch_seconds_total|cause=|kind=recorded": 3590,
+            "orcawatch_seconds_total|cause=device gone|kind=gap": 9.5,
+            "orcawatch_seconds_total|cause=overrun|kind=gap": 0.5,
+            "orcawatch_seconds_total|cause=duty|kind=off_duty": 60,
+            "orcawatch_detections_total": 3,
+            "orcawatch_overruns_total": 2,
+            "orcawatch_unnoticed_seconds_total": 1.5,
+            "orcawatch_outbox_messages|sink=far": 4320,
+            "orcawatch_outbox_bytes|sink=far": 2e6,
+            "orcawatch_outbox_parked|sink=far": 1,
+            "orcawatch_outbox_dropped_total|sink=far": 5,
+            "orcawatch_last_detection_timestamp_seconds": datetime(2026, 7, 1, tzinfo=timezone.utc).timestamp(),
+            "orcawatch_inference_seconds_count": 3,
+            "orcawatch_inference_seconds_bucket|le=0.005": 1,
+            "orcawatch_inference_seconds_bucket|le=0.05": 2,
+            "orcawatch_inference_seconds_bucket|le=+Inf": 3,
+        }
+        assert {name: found.get(name) for name in expected} == expected
+        assert math.isnan(found["orcawatch_level_db|hydrophone=1"])
+        assert not [name for name in found if name.startswith(("python_", "process_"))]
+        metrics.take(Facts(uptime_s=65.0))
+        later = scraped(port)
+        assert later["orcawatch_uptime_seconds"] == 65 and later["orcawatch_outbox_messages|sink=far"] == 4320
+        assert "orcawatch_clock_drift_ppm" not in later and "orcawatch_clock_synchronised" not in later
+    finally:
+        metrics.close()
+
+
+def test_the_end_frees_the_port_and_the_thread() -> None:
+    port, before = free_port(), threading.active_count()
+    for _ in range(3):
+        metrics = Metrics()
+        metrics.serve(MetricsSettings(port=port))
+        assert scraped(port)
+        metrics.close()
+        metrics.close()
+    assert threading.active_count() == before
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=rf"127\.0\.0\.1 port {port}: .*in use; choose another `metrics\.port`"):
+            Metrics().serve(MetricsSettings(port=port))
+
+
+def test_without_a_port_everything_may_be_called_and_nothing_is_loaded(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom datetime import datetime, timezone\nfrom orcawatch.config import MetricsSettings\n"
+        "from orcawatch.prometheus import Metrics\nfrom orcawatch.sinks import Facts\n"
+        "metrics = Metrics()\nmetrics.serve(MetricsSettings())\nmetrics.about('a', 'b', 'c')\nmetrics.take(Facts(), {})\n"
+        "metrics.detected(datetime.now(timezone.utc))\nmetrics.inferred(0.1)\nmetrics.close()\n"
+        "print('prometheus_client' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout == "False\n"
