@@ -115,7 +115,7 @@ class Waiting:
         """Forget what waits."""
         with self._changed:
             self._events.clear()
-            self.rows = 0
+            self.rows, self._full = 0, False
 
     def _fitted(self, event: Event) -> Event | None:
         """The event with what was shed before it; None where it is shed itself."""
@@ -316,6 +316,9 @@ class Feed:
                     opened = self._take(header, content, opened)
         except (CaptureError, OSError) as fault:
             return str(fault)
+        except Exception as fault:  # whatever it is: capture must not stop for good
+            log.exception("capture broke")
+            return f"{type(fault).__name__}: {fault}"
         return "closed"
 
     def _take(self, header: Header, content: bytes, opened: bool) -> bool:

@@ -23,6 +23,7 @@ from .soundcard import CaptureError, Opened, plain
 log = logging.getLogger(__name__)
 
 HOLD_S = 1.5  # of arrivals, before which nobody can tell how late they are
+MOST_HOLD_S = 6.0  # where seams follow each other
 MARGIN_S = 1.0  # a card that comes back gives audio from before that moment, at most so much
 SUSPENDED_S = 0.5  # less is the two clocks read one after the other
 LOOK_S = 1.0  # between two looks at the system clock
@@ -68,8 +69,8 @@ class Track:
         self._format = "float32"
         self._base: int | None = None  # position of the card's first sample; None until its audio was held
         self._before: Chunk | None = None  # the last chunk of this card
-        self._held: list[Chunk] = []
-        self._seam: tuple[str, float] | None = None  # cause, and the last arrival before it
+        self._held: list[tuple[Chunk, str | None]] = []  # and why samples are missing before the chunk
+        self._seams: list[tuple[float, float]] = []  # the arrivals before and after each of those
         self._holes: list[Hole] = []
         self._gone: str | None = None  # why there is no card; None while there is one
 
@@ -91,49 +92,57 @@ class Track:
             yield self._missing(Hole(end - self.position, "gap", self._gone))
 
     def _hold(self, chunk: Chunk) -> Iterator[Item]:
-        self._held.append(chunk)
-        if self._long_enough():
+        self._held.append((chunk, None))
+        if chunk.steady_s - self._held[0][0].steady_s >= HOLD_S:
             yield from self._begin()
-
-    def _long_enough(self) -> bool:
-        return self._held[-1].steady_s - self._held[0].steady_s >= HOLD_S
 
     def _begin(self) -> Iterator[Item]:
         """Place a card's first samples by the earliest of their arrivals, and go on from there."""
-        held, self._held = self._held, []
-        moment_s = min(chunk.steady_s - chunk.end / self._rate_hz for chunk in held)
+        held = self._released()
+        moment_s = min(chunk.steady_s - chunk.end / self._rate_hz for chunk, _ in held)
         self._base = 0 if self._began_s is not None else max(self.position + 1, self._clock.sample_at(moment_s))
         if self._base > self.position:
             self._holes.append(Hole(self._base - self.position, "gap", self._gone or "device gone"))
         self._clock.begin(self._base, moment_s)
         self._began_s = self._gone = None
-        for chunk in held:
+        for chunk, _ in held:
             yield from self._hear(chunk)
+
+    def _released(self) -> list[tuple[Chunk, str | None]]:
+        held, self._held = self._held, []
+        return held
 
     def _hear(self, chunk: Chunk) -> Iterator[Item]:
         base, before, self._before = self._base or 0, self._before, chunk
         self._clock.observe(base + chunk.end, chunk.steady_s)
         cause = flagged(before, chunk)
         if cause is not None and before is not None:
-            yield from self._settle()
-            self._seam = (cause, before.steady_s)
+            self._seams.append((before.steady_s, chunk.steady_s))
             self.overruns += cause == OVERRUN
-        if self._seam is None:
+        if not self._seams:
             self._look_for_losses()
             yield from self._place(chunk)
             return
-        self._held.append(chunk)
-        if self._long_enough():
+        self._held.append((chunk, cause))
+        since_first_s, since_last_s = (chunk.steady_s - self._seams[index][1] for index in (0, -1))
+        if since_last_s >= HOLD_S or since_first_s >= MOST_HOLD_S:
             yield from self._settle()
 
     def _settle(self) -> Iterator[Item]:
-        """Ask the clock how much was lost at the seam, and let go of what was held since."""
-        if self._seam is None:
+        """Ask the clock how much was lost at the seams, and let go of what was held since.
+
+        The arrivals after the last seam tell the sum of all; it stands at the first. Where seams come without end, the
+        newest arrivals tell, and what that leaves out is found at the next ones.
+        """
+        if not self._seams:
             return
-        (cause, since_s), self._seam = self._seam, None
-        self._widen(Hole(max(1, self._clock.measured(since_s)), "gap", cause))
-        held, self._held = self._held, []
-        for chunk in held:
+        held, seams = self._released(), self._seams
+        since_s = max(seams[0][0], min(seams[-1][0], held[-1][0].steady_s - HOLD_S))
+        lost, self._seams = max(len(seams), self._clock.measured(since_s)), []
+        for chunk, cause in held:
+            if cause is not None:
+                rows, lost = max(1, lost - len(seams) + 1), 0
+                self._widen(Hole(rows, "gap", cause))
             yield from self._place(chunk)
 
     def _look_for_losses(self) -> None:

@@ -40,6 +40,7 @@ TWINS = (
     "own name to each in /etc/asound.conf (pcm.NAME {{ type hw card ID }}, with the ID from /proc/asound/cards)"
 )
 
+NO_CALLBACK = "the callback cannot be made: leave MemoryDenyWriteExecute out of the service's unit ({})"
 LOOK = "look at `arecord -l`"
 BAD_RATE = -9997  # PortAudio's numbers of errors
 CURES = {
@@ -388,6 +389,9 @@ def capture(wanted: Wanted, pipe: Pipe) -> int:
         stream.start()
     except CaptureError as fault:
         pipe.tell(FAULT, {"text": str(fault)})
+        return 1
+    except MemoryError as fault:
+        pipe.tell(FAULT, {"text": NO_CALLBACK.format(fault)})
         return 1
     except Exception as fault:  # PortAudio's own error, as above
         pipe.tell(FAULT, {"text": f"the device does not start: {fault}"})

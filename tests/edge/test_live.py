@@ -209,6 +209,7 @@ def test_overrun_that_lost_nothing_is_still_a_seam(card: Card) -> None:
         (("write", "ALSA lib pcm.c:" * 9), "the capture process wrote what is no audio (b'ALSA lib')"),
         (("fault", "'Fake card' ended its stream: was it pulled out?"), "was it pulled out?"),
         (("sequence", 7), "what is no audio"),
+        (("open", (RATE_HZ, None)), "came back with None channels"),
         (opened(2 * RATE_HZ), "came back with 2 channels at 2000 Hz, and the stream has 2 at 1000 Hz"),
     ],
 )
@@ -478,6 +479,21 @@ def test_positions_are_those_of_the_truth_through_losses_of_every_kind() -> None
     np.testing.assert_allclose(sizes, [777, 300, 3600 * RATE_HZ, 900, 30500, 1234], atol=2)
     last = [item for item in world.items if isinstance(item, AudioBlock)][-1]
     assert abs(last.start_sample - round(float(last.samples[0, 0]))) <= 2
+
+
+def test_seams_that_follow_each_other_are_measured_together() -> None:
+    """Forty overruns in eight seconds, as of a machine that is far too slow: every one is a hole, and the sum is right."""
+    world = World()
+    world.audio(50)
+    for _ in range(40):
+        world.audio(1)
+        world.overrun(37)
+    world.audio(50)
+    world.finish()
+    check_whole(world.items)
+    sizes = [item.end_sample - item.start_sample for item in world.items if isinstance(item, Missing)]
+    assert len(sizes) >= 40 and min(sizes) >= 1 and abs(sum(sizes) - 40 * 37) <= 2
+    assert world.track.overruns == 40
 
 
 ACTIONS = st.one_of(

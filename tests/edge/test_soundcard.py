@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ import pytest
 import soundfile
 from click.testing import CliRunner
 
+from orcawatch import live
 from orcawatch.capture import Through
 from orcawatch.clock import Clocks
 from orcawatch.config import ClipSettings, Settings, SourceSettings
@@ -137,8 +138,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture
-def sea(server: Any) -> Iterator[Any]:
-    """The server, with no sink when the test begins and ends."""
+def sea(server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The server, with no sink when the test begins and ends; a card's beginning is measured within 0.5 s."""
+    monkeypatch.setattr(live, "HOLD_S", 0.5)
     yield server
     server.pull_out_all()
 
@@ -339,24 +341,57 @@ def test_capture_goes_on_while_nobody_reads(sea: Any) -> None:
     ) as child:
         assert child.stdin is not None and child.stdout is not None
         frames = []
-        while len(frames) < 80:
+        while len(frames) < 60:
             header = Header(*HEADER.unpack(child.stdout.read(HEADER.size)))
             frames.append(header)
             child.stdout.read(header.size)
             if len(frames) == 5:
-                time.sleep(5.0)
+                time.sleep(4.0)
         child.stdin.close()
     heard = [header for header in frames if header.kind == AUDIO]
-    assert [header.sequence for header in frames] == list(range(80)) and not any(header.flags for header in heard)
-    assert [header.first for header in heard] == [4410 * index for index in range(79)]
+    assert [header.sequence for header in frames] == list(range(60)) and not any(header.flags for header in heard)
+    assert [header.first for header in heard] == [4410 * index for index in range(59)]
     late_s = [header.steady_ns / 1e9 - (header.first + header.rows) / 44100 for header in heard[10:]]
     assert max(late_s) - min(late_s) < 1.0
 
 
-def fault_of(**wanted: Any) -> str:
+@pytest.mark.parts
+def test_capture_process_that_was_stopped_for_long_has_lost_audio_and_the_clock_finds_how_much(sea: Any) -> None:
+    """PulseAudio keeps 4 MB for it, then drops without telling PortAudio; the player counts, so that the truth is known."""
+    channels, rate_hz, rows = 6, 96000, 96000 * 25
+    sea.plug_in("hydrophones", channels, rate_hz)
+    samples = np.repeat(np.arange(1, rows + 1, dtype=np.float32)[:, None] / 2**24, channels, axis=1)
+    choice = replace(CHOICE, device_channels=channels, rate_hz=rate_hz, stalled_s=30)
+    source = LiveSource(choice, Clocks())
+    with Ear(source) as ear:
+        ear.wait_for_audio()
+        sea.play("hydrophones", samples.tobytes(), channels, rate_hz)
+        wait_for(lambda: ear.blocks[-1].samples.any(), "the player is heard")
+        assert source.pid is not None
+        os.kill(source.pid, signal.SIGSTOP)
+        time.sleep(3.0)
+        os.kill(source.pid, signal.SIGCONT)
+        wait_for(lambda: isinstance(ear.items[-1], Missing) or source.unnoticed_s, "the loss is found", 20.0)
+        ear.wait_for_audio()
+        ear.wait_for_audio()
+    ear.check_whole()
+    shifts = [position_less_counter(block) for block in ear.blocks if block.samples[-1, 0] > 0]
+    lost_s = source.unnoticed_s
+    assert 0.5 < lost_s < 3.0 and (source.overruns, source.reopens) == (0, 0)
+    assert abs(shifts[-1] - shifts[0]) < 0.05 * rate_hz
+    causes = {item.cause for item in ear.items if isinstance(item, Missing)}
+    assert causes == {"samples lost without notice"}
+
+
+def position_less_counter(block: AudioBlock) -> int:
+    """How far the stream is ahead of the player, at a block's last sample."""
+    return block.end_sample - round(float(block.samples[-1, 0]) * 2**24)
+
+
+def fault_of(program: Sequence[str] = ("-m", "orcawatch.soundcard"), **wanted: Any) -> str:
     """What the capture process says where it cannot open what is wanted."""
     pipe = subprocess.PIPE
-    command = [sys.executable, "-m", "orcawatch.soundcard", json.dumps(wanted)]
+    command = [sys.executable, *program, json.dumps(wanted)]
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, cwd="/") as child:
         assert child.stdout is not None
         written = child.stdout.read()
@@ -374,6 +409,21 @@ def test_what_cannot_be_opened_is_refused_with_the_cure(sea: Any) -> None:
     assert "refuses 4 channels of float32 at 700000 Hz: " in fault and "192000 Hz: see source.rate_hz" in fault
     fault = fault_of(device="stern", channels=2)
     assert "'stern' (ALSA, 32 channels) refuses 2 channels of float32 at 44100 Hz: " in fault
+
+
+@pytest.mark.parts
+def test_service_that_forbids_executable_memory_is_told_what_to_leave_out(sea: Any) -> None:
+    sea.plug_in("hydrophones")
+    program = (
+        "import ctypes, sys; ctypes.CDLL(None).prctl(65, 1, 0, 0, 0); "  # PR_SET_MDWE
+        "from orcawatch.soundcard import main; sys.exit(main(sys.argv[1]))"
+    )
+    if subprocess.run(
+        [sys.executable, "-c", "import ctypes, sys; sys.exit(ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) != 0)"],
+        check=False,
+    ).returncode:
+        pytest.skip("the kernel has no PR_SET_MDWE (Linux 6.3)")
+    assert "leave MemoryDenyWriteExecute out" in fault_of(["-c", program], device="hydrophones", channels=4)
 
 
 @pytest.mark.parts
@@ -405,6 +455,14 @@ def test_missing_library_and_a_broken_sound_system_are_told_apart(tmp_path: Path
         find_devices([sys.executable, "-c", program])
     with pytest.raises(OrcawatchError, match=r"the sound system broke \(exit code -11\)"):
         find_devices([sys.executable, "-c", "import os; os.kill(os.getpid(), 11)"])
+
+
+def test_only_one_file_imports_sounddevice_and_the_daemon_does_not() -> None:
+    package = Path(live.__file__).parent
+    importing = [file.name for file in package.rglob("*.py") if "import sounddevice" in file.read_text()]
+    assert importing == ["soundcard.py"]
+    program = "import sys, orcawatch.live, orcawatch.devices; sys.exit('sounddevice' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd="/", check=False).returncode == 0
 
 
 class Tee(Through[LiveSource]):
