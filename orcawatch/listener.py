@@ -131,12 +131,13 @@ class Listener:
 
         The items tile the stream: audio that passed the screen, and why there is none (which ends a stretch, with its
         last windows); None ends a stretch where nothing is missing. Changes of the clock come through with no windows.
+        A live source ends by itself when it is to stop, so that what it has is heard and accounted for.
         A source that breaks does not raise: what it gave is scored to the end, and the error stands in `totals`.
         """
         try:
             for item in self._source.blocks():
                 yield from self._take(item)
-                if stop.is_set():
+                if stop.is_set() and not self._source.info.live:
                     break
         except AudioError as fault:
             self._fault = fault
