@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .config import RetentionSettings
-from .findings import FAULT, OK, SKIPPED, WARNING, Finding, count
+from .findings import FAULT, OK, SKIPPED, WARNING, Finding, count, halves
 from .soundcard import Opened, plain
 
 RATE_FAULT_PPM = 1000.0  # no crystal is off so far: another rate, or samples are lost
@@ -57,9 +57,9 @@ class Capture:
 def capture_findings(found: Capture, asked_s: float, service_runs: bool) -> Iterator[Finding]:
     """The device, and whether its audio comes without holes."""
     if found.opened is None:
-        text, _, cure = (found.ended or "it gives nothing: no audio in time").partition("; ")
+        text, cure = halves(found.ended or f"nothing came in {asked_s:g} s; look at `orcawatch devices`")
         stop = "the service may hold it: systemctl stop orcawatch; " if service_runs else ""
-        yield Finding("device", FAULT, text, stop + (cure or "look at `orcawatch devices`"))
+        yield Finding("device", FAULT, text, stop + cure)
         return
     card = found.opened
     shape = f"{card.channels} channels of {card.sample_format} at {card.rate_hz} Hz"
@@ -75,7 +75,7 @@ def stream_findings(found: Capture, asked_s: float) -> Iterator[Finding]:
         yield Finding("capture", FAULT, f"broke off after {found.seconds:.1f} s: {found.ended}",
                       "look at plug, cable and supply of the card, and at `dmesg`")  # fmt: skip
     elif found.overruns or found.dropped_s:
-        yield Finding("capture", WARNING, f"{count(found.overruns, 'overrun')}, {found.dropped_s:.2f} s without room in "
+        yield Finding("capture", WARNING, f"{count(found.overruns, 'overrun')}, {found.dropped_s:.2f} s dropped in "
                       f"{found.seconds:.1f} s", "raise source.latency_s, and see what else runs (`top`)")  # fmt: skip
     elif found.seconds < 0.5 * asked_s:
         yield Finding("capture", FAULT, f"{found.seconds:.1f} s of audio came in {asked_s:g} s",
@@ -269,7 +269,7 @@ def database_finding(path: Path, fault: str, schema: int | None, newest: int, re
         return Finding("database", FAULT, f"{path} has schema {schema}, this version knows {newest}",
                        "upgrade orcawatch, or name another `output`")  # fmt: skip
     if recovered:
-        return Finding("database", WARNING, f"{path} is whole, but was damaged and rescued {recovered} times",
+        return Finding("database", WARNING, f"{path} is whole, but was damaged and rescued {count(recovered, 'time')}",
                        "the disk is failing: look at `dmesg`, and at the files NAME.damaged-* beside it")  # fmt: skip
     return Finding(
         "database", OK, f"{path} is whole" + (f"; schema {schema} becomes {newest}" if schema < newest else "")

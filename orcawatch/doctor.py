@@ -22,6 +22,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from . import pages
 from .bundle import Bundle
 from .channels import chosen_channels
 from .checks import (
@@ -48,11 +49,11 @@ from .durable import write_bytes
 from .errors import OrcawatchError
 from .feed import COMMAND, Chunk, Ended, Feed
 from .files import FileSource
-from .findings import FAULT, OK, WARNING, Finding, exit_code, lines, report
+from .findings import FAULT, OK, WARNING, Finding, exit_code, halves, lines, report
 from .hearing import check_audio
 from .live import MOST_CHANNELS, decoded
 from .records import AudioBlock
-from .recovery import passed_over
+from .recovery import SETTLE_S, write_ahead_of
 from .schema import STEPS
 from .sinks import temperatures_c
 from .soundcard import Opened, Wanted
@@ -148,15 +149,16 @@ def examine(
     user : the daemon's user; None chooses.
     clocks, load, machine : the machine's clocks, how the model is made, and where the machine tells about itself.
     """
+    user = user or default_user()
     heard, sound = listen(settings, seconds, file or settings.source.file)
     return [
         *settings_findings(settings),
-        *permission_findings(settings.output, user or default_user(), machine),
+        *permission_findings(settings.output, user, machine),
         *disk_findings(read_disk(settings.output, machine), settings.retention),
-        read_database(settings.output / DATABASE),
+        read_database_as(user, settings.output / DATABASE),
         *clock_findings(*read_clock(clocks or Clocks()), has_rtc=machine.rtc.exists()),
         *heat_findings(temperatures_c(machine.thermal), read_throttled(machine.throttled)),
-        *model_findings(settings, sound, load, time.perf_counter),
+        *model_findings(settings, load, *expected_shape(settings, sound), os.cpu_count() or 1),
         *[reach(sink) for sink in settings.sinks],
         *heard,
         *sound_findings(settings, sound),
@@ -187,12 +189,6 @@ def listen(settings: Settings, seconds: float, file: Path | None) -> tuple[list[
         return listen_to_card(settings, seconds)
     except OrcawatchError as fault:
         return [Finding("source", FAULT, *halves(str(fault)))], None
-
-
-def halves(text: str) -> tuple[str, str]:
-    """What an error says was found, and its cure."""
-    found, _, cure = text.partition("; ")
-    return found, cure
 
 
 def listen_to_file(settings: Settings, seconds: float, file: Path) -> tuple[list[Finding], Sound]:
@@ -303,9 +299,14 @@ def service_runs() -> bool:
 
 
 def model_findings(
-    settings: Settings, sound: Sound | None, load: Callable[[Settings], Scorer], timer: Callable[[], float]
+    settings: Settings,
+    load: Callable[[Settings], Scorer],
+    rate_hz: int,
+    channels: int,
+    cores: int,
+    timer: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Finding]:
-    """Whether the bundle is whole and computes, and how fast."""
+    """Whether the bundle is whole and computes, and how fast it does that for so many channels."""
     try:
         ensemble = load(settings)
         silence = score_silence(ensemble)
@@ -313,14 +314,12 @@ def model_findings(
         yield Finding("bundle", FAULT, *halves(str(fault)))
         return
     yield Finding("bundle", OK, f"{about(ensemble.bundle)}; silence scores {silence:.3f}")
-    rate_hz = sound.rate_hz if sound else settings.source.rate_hz or USUAL_RATE_HZ
-    channels = len(sound.channels) if sound else expected_channels(settings)
     try:
         share = share_of_real_time(ensemble, rate_hz, channels, timer)
     except OrcawatchError as fault:
         yield Finding("speed", FAULT, *halves(str(fault)))
         return
-    yield speed_finding(share, channels, ensemble.bundle.hop_s, settings.threads, os.cpu_count() or 1)
+    yield speed_finding(share, channels, ensemble.bundle.hop_s, settings.threads, cores)
 
 
 def about(bundle: Bundle) -> str:
@@ -328,9 +327,12 @@ def about(bundle: Bundle) -> str:
     return f"{bundle.name} ({bundle.digest[:12]}), {len(bundle.manifest['files'])} files fit their hashes"
 
 
-def expected_channels(settings: Settings) -> int:
-    """How many channels will be scored, as far as the settings tell."""
-    return len(settings.channels or settings.hydrophones) or settings.source.device_channels or 1
+def expected_shape(settings: Settings, sound: Sound | None) -> tuple[int, int]:
+    """Rate and number of channels that will be scored: as heard, or as far as the settings tell."""
+    if sound is not None:
+        return sound.rate_hz, len(sound.channels)
+    channels = len(settings.channels or settings.hydrophones) or settings.source.device_channels or 1
+    return settings.source.rate_hz or USUAL_RATE_HZ, channels
 
 
 def share_of_real_time(
@@ -399,16 +401,14 @@ def default_user() -> str:
 
 def permission_findings(output: Path, user: str, machine: Machine) -> Iterator[Finding]:
     """Whether the daemon's user may open the sound devices and write the output folder."""
-    try:
-        entry = pwd.getpwnam(user)
-    except KeyError:
+    person = find_person(user)
+    if person is None:
         yield Finding("user", FAULT, f"there is no user {user}", "`orcawatch deploy install` makes the service's")
         return
-    groups = os.getgrouplist(user, entry.pw_gid)
-    with acting_as(entry.pw_uid, entry.pw_gid, groups):
+    with acting_as(person):
         nodes = {str(node): os.access(node, os.R_OK | os.W_OK, effective_ids=True) for node in pcm(machine.sound)}
         fault = timed_write(standing(output))[1]
-    yield from user_findings(user, group_names(groups), nodes)
+    yield from user_findings(user, group_names(person.groups), nodes)
     yield folder_finding(user, standing(output), fault)
 
 
@@ -424,16 +424,34 @@ def group_names(groups: Sequence[int]) -> list[str]:
     return [entry.gr_name for entry in grp.getgrall() if entry.gr_gid in groups]
 
 
+@dataclass(frozen=True)
+class Person:
+    """A user, by numbers."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+def find_person(user: str) -> Person | None:
+    """The user of a name; None where there is none."""
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        return None
+    return Person(entry.pw_uid, entry.pw_gid, tuple(os.getgrouplist(user, entry.pw_gid)))
+
+
 @contextmanager
-def acting_as(uid: int, gid: int, groups: Sequence[int]) -> Iterator[None]:
+def acting_as(person: Person | None) -> Iterator[None]:
     """Access files as another user does, where root asks; else as oneself."""
-    if os.geteuid() != 0 or uid == 0:
+    if os.geteuid() != 0 or person is None or person.uid == 0:
         yield
         return
     own, own_groups = os.getegid(), os.getgroups()
-    os.setgroups(list(groups))
-    os.setegid(gid)
-    os.seteuid(uid)
+    os.setgroups(person.groups)
+    os.setegid(person.gid)
+    os.seteuid(person.uid)
     try:
         yield
     finally:
@@ -442,20 +460,42 @@ def acting_as(uid: int, gid: int, groups: Sequence[int]) -> Iterator[None]:
         os.setgroups(own_groups)
 
 
+def read_database_as(user: str, path: Path) -> Finding:
+    """What the daemon's user finds in the database: beside one that is in use, SQLite may make a file of that user."""
+    with acting_as(find_person(user)):
+        return read_database(path)
+
+
 def read_database(path: Path) -> Finding:
     """Integrity and schema of the database, which is only read."""
     if not path.exists():
         return database_finding(path, "", None, len(STEPS), 0)
     fault, schema, recovered = "", 0, 0
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=ANSWER_S)) as connection:
+        with closing(sqlite3.connect(read_only(path), uri=True, timeout=ANSWER_S)) as connection:
             found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
-            fault = passed_over(path) or ("" if found == "ok" else str(found))
+            fault = "" if found == "ok" else " ".join(str(found).split())
             schema = int(connection.execute("PRAGMA user_version").fetchone()[0])
             recovered = rescues(connection) if schema >= len(STEPS) else 0
     except sqlite3.Error as trouble:
         fault = str(trouble)
-    return database_finding(path, fault, schema, len(STEPS), recovered)
+    return database_finding(path, fault or torn_log(path), schema, len(STEPS), recovered)
+
+
+def torn_log(path: Path) -> str:
+    """What SQLite passes over in silence: commits behind a damaged page of the write-ahead log; empty for none."""
+    for _ in range(2):  # a daemon may be writing
+        content = write_ahead_of(path)
+        if len(content) <= pages.HEAD_B or not pages.write_ahead(content).broken:
+            return ""
+        time.sleep(SETTLE_S)
+    return "its write-ahead log is damaged"
+
+
+def read_only(path: Path) -> str:
+    """How SQLite is told to change nothing; without a write-ahead log it makes none."""
+    how = "mode=ro" if Path(f"{path}-wal").exists() else "immutable=1"
+    return f"{path.absolute().as_uri()}?{how}"
 
 
 def rescues(connection: sqlite3.Connection) -> int:

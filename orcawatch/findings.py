@@ -58,6 +58,12 @@ def report(findings: Sequence[Finding]) -> dict[str, Any]:
     return {"findings": [asdict(finding) for finding in findings], "exit_code": exit_code(findings)}
 
 
+def halves(text: str) -> tuple[str, str]:
+    """What an error says was found, and its cure."""
+    found, _, cure = text.partition("; ") if "; " in text else text.rpartition(": ")
+    return (found, cure) if found else (text, "")
+
+
 def named(channels: Sequence[int]) -> str:
     """Channels in words: `channel 2`, `channels 0, 2`."""
     return f"channel{'s' * (len(channels) > 1)} {', '.join(map(str, channels))}"

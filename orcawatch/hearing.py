@@ -35,6 +35,7 @@ COPY_DB = 50.0  # what differs between two channels is so far below them
 SOUND_M_S = 1500.0
 TOLERANCE_SAMPLES = 2.0
 SEGMENT_S = 0.1
+LEAST_SPAN_S = 0.005  # delays are looked for up to this even where the array should be smaller
 SEGMENTS = 20
 LEAST_SEGMENTS = 3
 SHARPNESS = 1.5  # of a correlation's peak over the next one
@@ -55,9 +56,7 @@ def check_audio(
     """
     if len(samples) < LEAST_S * rate_hz:
         return [
-            Finding(
-                "sound", FAULT, f"only {len(samples) / rate_hz:.1f} s of audio came", "see the finding about capture"
-            )
+            Finding("sound", FAULT, f"only {len(samples) / rate_hz:.1f} s of audio came", "listen longer (--seconds)")
         ]
     bad, finite = not_finite(samples)
     dead = [index for index in range(len(channels)) if np.ptp(finite[:, index]) == 0]
@@ -350,7 +349,7 @@ def sharp_delays(samples: Array, rate_hz: int, positions: Figures) -> Figures:
     """Delays of the loudest sounds between all pairs of channels, s, shape (sounds, pairs); only of sharp ones."""
     length = round(SEGMENT_S * rate_hz)
     span_s = max(float(np.linalg.norm(one - other)) for one, other in combinations(positions, 2)) / SOUND_M_S
-    most = min(length // 2 - 1, max(round(2 * span_s * rate_hz), 8) + 2)
+    most = min(length // 2 - 1, round(max(2 * span_s, LEAST_SPAN_S) * rate_hz) + 2)
     found = [segment_delays(segment, rate_hz, most) for segment in loudest(samples, length)]
     return np.array([delays for delays in found if delays is not None])
 
