@@ -55,6 +55,7 @@ from .live import MOST_CHANNELS, decoded
 from .records import AudioBlock
 from .recovery import SETTLE_S, write_ahead_of
 from .schema import STEPS
+from .service import needed_channels
 from .sinks import temperatures_c
 from .soundcard import Opened, Wanted
 
@@ -227,8 +228,6 @@ def listen_to_card(settings: Settings, seconds: float) -> tuple[list[Finding], S
 
 def capture(settings: Settings, seconds: float, command: Sequence[str] = COMMAND) -> tuple[Capture, Array]:
     """What came of capturing for some seconds, and the audio, shape (samples, channels)."""
-    from .service import needed_channels
-
     source = settings.source
     wanted = Wanted(
         source.device, source.hostapi, source.device_channels or needed_channels(settings), MOST_CHANNELS,

@@ -54,6 +54,7 @@ def loaded(path: Path) -> Any:
 
 
 seeds = loaded(ROOT / "benchmarks" / "doctor.py")
+parts = pytest.mark.parts
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make it")
 
 
@@ -86,6 +87,7 @@ def test_nothing_is_wrong_with_the_sea_that_faults_are_seeded_into(tmp_path: Pat
     assert {finding.level for finding in healthy.ask(tmp_path)} == {OK}
 
 
+@parts
 def test_each_seeded_fault_of_the_sound_is_found_alone(tmp_path: Path) -> None:
     """A fault of one kind does not raise findings of others, but for what it really brings along."""
     along = {
@@ -102,6 +104,7 @@ def test_each_seeded_fault_of_the_sound_is_found_alone(tmp_path: Path) -> None:
             assert wrong <= along.get(seed.check, {seed.check, "order"}), seed.fault
 
 
+@parts
 def test_page_is_up_to_date() -> None:
     written = (ROOT / "docs" / "doctor.md").read_text(encoding="utf-8").splitlines()
     made = seeds.page(os.geteuid() == 0).splitlines()
@@ -148,6 +151,7 @@ def test_errors_are_parted_into_finding_and_cure() -> None:
 # The sound.
 
 
+@parts
 @pytest.mark.parametrize(
     "scene",
     [
@@ -180,6 +184,7 @@ def click_sea(places: Any, bearings_deg: Any, rate_hz: int = 48000) -> Any:
     return samples.astype(np.float32)
 
 
+@parts
 @settings(max_examples=6, deadline=None)
 @given(st.integers(0, 10**6))
 def test_any_order_of_an_irregular_array_but_the_right_one_is_doubted(seed: int) -> None:
@@ -430,8 +435,6 @@ def test_wrong_settings_are_refused(tmp_path: Path) -> None:
 
 
 # The sound card, through PortAudio and a PulseAudio null sink.
-
-parts = pytest.mark.parts
 
 
 @pytest.fixture(scope="module")
