@@ -32,3 +32,13 @@ def test_readme_names_commands_that_exist() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"(?:^|/)orcawatch ([a-z]+)", text, re.MULTILINE))
     assert named and named <= set(main.list_commands(Context(main)))
+
+
+def test_configuration_in_the_readme_is_right(tmp_path: Path) -> None:
+    from orcawatch.config import load_settings
+
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "orcawatch.yaml").write_text(block)
+    settings = load_settings(tmp_path / "orcawatch.yaml")
+    assert len(settings.hydrophones) == settings.source.device_channels == 4
+    assert settings.sinks[0].kind == "mqtt"
