@@ -57,7 +57,9 @@ class SourceSettings:
     device_channels: int | None = whole(
         None, 1, 256, "Channels to open.", "as many as `hydrophones` or `channels` need, else all, at most 8"
     )
-    rate_hz: int | None = whole(None, 1000, 1000000, "Samples per second of each channel.", "the device's default")
+    rate_hz: int | None = whole(
+        None, 1000, 1000000, "Samples per second of each channel.", "the device's default", unit="Hz"
+    )
     sample_format: str = choice(
         "float32", ("int16", "int24", "int32", "float32"), "What the card is asked for; less is less to carry."
     )
@@ -187,7 +189,7 @@ class SinkSettings:
     kind: str = text("", "Which kind of sink.")
     name: str = text("", "Name of its queue; the kind where it is empty. Two sinks of one kind need names.")
     send: tuple[str, ...] = several(MESSAGES, MESSAGES, "Which messages to send.")
-    bytes_per_hour: int | None = whole(None, 100, 10**12, "Most that is sent in an hour.", "no limit")
+    bytes_per_hour: int | None = whole(None, 100, 10**12, "Most that is sent in an hour.", "no limit", unit="bytes")
     max_mb: float = number(
         64, 1, 100000, "MB", "Messages that may wait; beyond it the oldest thumbnails go, then heartbeats, then effort."
     )

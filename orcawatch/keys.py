@@ -54,9 +54,11 @@ def number(
     return key(default, kind, lambda value: is_number(value) and low <= value <= high, float, doc, instead, reload)
 
 
-def whole(default: int | None, low: int, high: int, doc: str, instead: str = "", reload: bool = False) -> Any:
-    """A whole number in a range."""
-    kind = f"a whole number from {low} to {high}"
+def whole(
+    default: int | None, low: int, high: int, doc: str, instead: str = "", reload: bool = False, unit: str = ""
+) -> Any:
+    """A whole number in a range, `unit` may be empty."""
+    kind = f"a whole number from {low} to {high} {unit}".rstrip()
     return key(default, kind, lambda value: is_whole(value) and low <= value <= high, int, doc, instead, reload)
 
 

@@ -42,7 +42,7 @@ class MqttSettings(SinkSettings):
     password_file: Path | None = path(None, "A file with the password on its first line.", "none")
     tls: bool = switch(False, "Encrypt the connection, and check the broker's certificate.")
     ca_file: Path | None = path(None, "Certificates (PEM) that the broker's is checked against.", "the system's")
-    keepalive_s: int = whole(60, 5, 65535, "Seconds of silence after which a sign of life is sent.")
+    keepalive_s: int = whole(60, 5, 65535, "Silence after which a sign of life is sent.", unit="s")
     timeout_s: float = number(30, 1, 600, "s", "How long the broker may take to answer.")
 
     def crossed(self, where: str) -> Iterator[str]:
