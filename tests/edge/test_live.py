@@ -27,6 +27,8 @@ from orcawatch.live import LiveSource, Track
 from orcawatch.records import AudioBlock, ClockChange, Item, Missing
 from orcawatch.soundcard import Opened
 
+pytestmark = pytest.mark.parts
+
 RATE_HZ = 1000
 CHANNELS = 2
 CARD = Opened("Fake card", "ALSA", RATE_HZ, CHANNELS, "float32", 0.1)

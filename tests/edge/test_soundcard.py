@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import pytest
@@ -31,9 +31,10 @@ from orcawatch.daemon import open_ensemble, run
 from orcawatch.devices import command as devices_command
 from orcawatch.devices import find_devices
 from orcawatch.errors import OrcawatchError
-from orcawatch.files import FileSource
+from orcawatch.listener import Totals
 from orcawatch.live import LiveSource
 from orcawatch.records import AudioBlock, Item, Missing
+from orcawatch.scan import find_recordings, scan
 from orcawatch.simulate import SceneSettings, simulate_scene
 from orcawatch.soundcard import (
     AUDIO,
@@ -48,6 +49,9 @@ from orcawatch.soundcard import (
     chosen,
     plain,
 )
+from orcawatch.store import Detection
+
+pytestmark = pytest.mark.parts
 
 spec = importlib.util.spec_from_file_location("hydrophones", Path(__file__).with_name("hydrophones.py"))
 assert spec is not None and spec.loader is not None
@@ -222,7 +226,6 @@ class Ear:
             self.items.append(item)
 
 
-@pytest.mark.parts
 def test_samples_are_those_that_were_played_to_the_bit(sea: Any) -> None:
     """Any number of channels, rate and format; all five at once."""
     cases = [
@@ -256,7 +259,6 @@ def has(heard: Any, row: Any) -> bool:
     return bool((heard == row).all(axis=1).any())
 
 
-@pytest.mark.parts
 def test_card_that_is_absent_pulled_out_or_whose_server_dies_comes_back(
     sea: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -281,7 +283,6 @@ def test_card_that_is_absent_pulled_out_or_whose_server_dies_comes_back(
     assert sum("no sound card with an input" in line for line in told) == 1
 
 
-@pytest.mark.parts
 def test_capture_process_that_is_killed_is_started_again(sea: Any) -> None:
     sea.plug_in("hydrophones")
     source = LiveSource(CHOICE, Clocks())
@@ -296,7 +297,6 @@ def test_capture_process_that_is_killed_is_started_again(sea: Any) -> None:
     assert causes == {"device gone: the capture process ended (signal 9)"}
 
 
-@pytest.mark.parts
 @pytest.mark.parametrize("stop", ["kill the parent", "end the input", "SIGTERM"])
 def test_capture_process_ends_with_its_parent(sea: Any, stop: str) -> None:
     sea.plug_in("hydrophones")
@@ -330,7 +330,6 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parts
 def test_capture_goes_on_while_nobody_reads(sea: Any) -> None:
     """The pipe holds 1 MB and the process ten seconds: what is read late is whole, and stamped when it came."""
     sea.plug_in("hydrophones", 4, 44100)
@@ -355,7 +354,6 @@ def test_capture_goes_on_while_nobody_reads(sea: Any) -> None:
     assert max(late_s) - min(late_s) < 1.0
 
 
-@pytest.mark.parts
 def test_capture_process_that_was_stopped_for_long_has_lost_audio_and_the_clock_finds_how_much(sea: Any) -> None:
     """PulseAudio keeps 4 MB for it, then drops without telling PortAudio; the player counts, so that the truth is known."""
     channels, rate_hz, rows = 6, 96000, 96000 * 25
@@ -400,7 +398,6 @@ def fault_of(program: Sequence[str] = ("-m", "orcawatch.soundcard"), **wanted: A
     return str(json.loads(written[HEADER.size :])["text"])
 
 
-@pytest.mark.parts
 def test_what_cannot_be_opened_is_refused_with_the_cure(sea: Any) -> None:
     sea.plug_in("hydrophones")
     assert fault_of(device="hidrophones") == "no device is called 'hidrophones'; did you mean 'hydrophones'?"
@@ -411,7 +408,6 @@ def test_what_cannot_be_opened_is_refused_with_the_cure(sea: Any) -> None:
     assert "'stern' (ALSA, 32 channels) refuses 2 channels of float32 at 44100 Hz: " in fault
 
 
-@pytest.mark.parts
 def test_service_that_forbids_executable_memory_is_told_what_to_leave_out(sea: Any) -> None:
     sea.plug_in("hydrophones")
     program = (
@@ -426,7 +422,6 @@ def test_service_that_forbids_executable_memory_is_told_what_to_leave_out(sea: A
     assert "leave MemoryDenyWriteExecute out" in fault_of(["-c", program], device="hydrophones", channels=4)
 
 
-@pytest.mark.parts
 def test_devices_are_listed_by_name_with_what_they_take(sea: Any) -> None:
     sea.plug_in("hydrophones")
     found = {entry.device.name: entry for entry in find_devices()}
@@ -439,7 +434,6 @@ def test_devices_are_listed_by_name_with_what_they_take(sea: Any) -> None:
     assert "hydrophones  [ALSA]  32 channels at 8000, " in CliRunner().invoke(devices_command).output
 
 
-@pytest.mark.parts
 def test_devices_fails_with_the_cure_where_there_is_none(sea: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PULSE_RUNTIME_PATH", "/nowhere")
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/nowhere")
@@ -466,55 +460,66 @@ def test_only_one_file_imports_sounddevice_and_the_daemon_does_not() -> None:
 
 
 class Tee(Through[LiveSource]):
-    """Keeps what a source yields, and stops when the scene has been heard."""
+    """Keeps what a source yields, has the scene played when it begins, and stops when it has been heard."""
 
-    def __init__(self, source: LiveSource, last: Any, stop: threading.Event) -> None:
+    def __init__(self, source: LiveSource, play: Callable[[], object], last: Any, stop: threading.Event) -> None:
         super().__init__(source)
         self.kept: list[AudioBlock] = []
+        self._play = play
         self._last = last
         self._stop = stop
 
     def blocks(self) -> Iterator[Item]:
         for item in self._source.blocks():
             assert isinstance(item, AudioBlock), item
+            if not self.kept:
+                self._play()
             self.kept.append(item)
             if has(item.samples, self._last):
                 self._stop.set()
             yield item
 
 
-@pytest.mark.parts
 def test_scene_that_is_played_live_gives_the_detections_of_its_file(sea: Any, tmp_path: Path) -> None:
-    """Twenty seconds on four hydrophones, scored by the shipped bundle: equal to the sample and to the bit."""
-    scene = simulate_scene(
-        SceneSettings(duration_s=20.0, rate_hz=RATE_HZ, seed=5, calls_per_minute=20.0, snr_low_db=9.0)
-    )
-    samples = np.ascontiguousarray(scene.samples, np.float32)
+    """Fifteen seconds on four hydrophones, scored by the shipped bundle: equal to the sample and to the bit."""
+    settings = SceneSettings(duration_s=15.0, rate_hz=RATE_HZ, seed=3, calls_per_minute=20.0, snr_low_db=9.0)
+    scene = np.ascontiguousarray(simulate_scene(settings).samples, np.float32)
     sea.plug_in("hydrophones", 4, RATE_HZ)
-    settings = Settings(output=tmp_path / "live", snapshots=False, clips=ClipSettings(0.5, 0.5))
-    ensemble = open_ensemble(settings)
-    stop, live_found, file_found = threading.Event(), [], []
-    with LiveSource(replace(CHOICE, rate_hz=RATE_HZ), Clocks()) as source:
-        assert source.open(stop)
-        tee = Tee(source, samples[-1], stop)
-        player = threading.Timer(3.0, sea.play, ["hydrophones", samples.tobytes(), 4, RATE_HZ])
-        player.start()
-        live = run(tee, ensemble, settings, live_found.append, stop)  # type: ignore[arg-type]
-        assert source.overruns == source.shed_s == source.unnoticed_s == 0
-    heard = np.concatenate([block.samples for block in tee.kept])
-    start = int(np.flatnonzero((heard == samples[0]).all(axis=1))[-1])
-    np.testing.assert_array_equal(heard[start : start + len(samples)], samples)
-    file = tmp_path / "tee.wav"
+    live, live_found, heard = listened(sea, scene, tmp_path / "live")
+    start = int(np.flatnonzero(heard.any(axis=1))[0])
+    np.testing.assert_array_equal(heard[start : start + len(scene)], scene)
+    file, file_found = tmp_path / "tee.wav", []
     soundfile.write(file, heard, RATE_HZ, subtype="FLOAT")
-    of_file = run(FileSource(file), ensemble, replace(settings, output=tmp_path / "file"), file_found.append)
+    settings = watch_in(tmp_path / "file")
+    recordings = find_recordings([file], settings.output)
+    of_file = scan(
+        recordings, open_ensemble(settings), settings, file_found.append, lambda seconds: None, threading.Event()
+    )
     assert [facts(detection) for detection in live_found] == [facts(detection) for detection in file_found]
-    assert len(file_found) >= 2 and (live.windows, live.read_s) == (of_file.windows, of_file.read_s)
+    assert len(file_found) == 3 and live.scored_s == of_file.scored_s == len(heard) / RATE_HZ
+
+
+def listened(sea: Any, scene: Any, output: Path) -> tuple[Totals, list[Detection], Any]:
+    """The account and the detections of a scene that is played to the daemon, and all that it heard."""
+    stop, found = threading.Event(), []
+    settings = watch_in(output)
+    with LiveSource(CHOICE, Clocks()) as source:
+        assert source.open(stop)
+        tee = Tee(source, lambda: sea.play("hydrophones", scene.tobytes()), scene[-1], stop)
+        totals = run(tee, open_ensemble(settings), settings, found.append, stop)
+        assert source.overruns == source.shed_s == source.unnoticed_s == 0
+    return totals, found, np.concatenate([block.samples for block in tee.kept])
+
+
+def watch_in(output: Path) -> Settings:
+    """Settings of a watch without snapshots."""
+    return Settings(output=output, snapshots=False, clips=ClipSettings(0.5, 0.5))
 
 
 RATE_HZ = 44100
 
 
-def facts(detection: Any) -> tuple[Any, ...]:
+def facts(detection: Detection) -> tuple[Any, ...]:
     """What does not depend on where the audio came from."""
     return (
         detection.start_sample, detection.end_sample, detection.score, detection.channel_scores, detection.best_channel,
