@@ -30,6 +30,7 @@ from orcawatch.daemon import DATABASE, open_ensemble
 from orcawatch.doctor import (
     Machine,
     account,
+    file_findings,
     listen,
     model_findings,
     permission_findings,
@@ -42,6 +43,7 @@ from orcawatch.doctor import (
 )
 from orcawatch.feed import Chunk
 from orcawatch.findings import Finding
+from orcawatch.keys import path
 from orcawatch.records import Window, WindowScore
 from orcawatch.schema import STEPS
 from orcawatch.sinks import temperatures_c
@@ -421,6 +423,14 @@ class Uplink(SinkSettings):
 
     host: str = "127.0.0.1"
     port: int = 1
+    secret_file: Path | None = path(None, "What it reads.", "none")  # noqa: RUF009
+
+
+def locked_file(folder: Path) -> list[Finding]:
+    """A password that only root can read."""
+    folder.chmod(0o755)
+    (folder / "mqtt-password").touch(mode=0o600)
+    return list(file_findings(Settings(sinks=(Uplink(kind="mqtt", secret_file=folder / "mqtt-password"),)), NOBODY))
 
 
 SILENT = np.zeros((SECONDS * RATE_HZ, 4), np.float32)
@@ -471,6 +481,9 @@ SEEDS = (
     Seed("`output` in memory", "disk", "warning", disk("size=400m"), as_root=True),
     Seed("output folder of root, daemon of another user", "folder", "fault", locked_folder, as_root=True),
     Seed("sound device of group audio, user not in it", "user", "fault", locked_card, as_root=True),
+    Seed("password file of a sink is root's", "files", "fault", locked_file, as_root=True),
+    Seed("certificate of a sink is not there", "files", "fault", lambda folder: list(file_findings(
+        Settings(sinks=(Uplink(kind="mqtt", secret_file=folder / "ca.pem"),)), "root"))),
     Seed("no such user", "user", "fault", lambda folder: list(permission_findings(folder, "orcwatch", Machine()))),
     Seed("bundle: one byte of a network changed", "bundle", "fault", bundle(flip)),
     Seed("bundle: manifest edited", "bundle", "fault", bundle(edit_manifest)),
@@ -483,10 +496,10 @@ SEEDS = (
     Seed("supply sags now", "power", "fault", heat(50000, 0x50005)),
     Seed("supply sagged before", "power", "warning", heat(50000, 0x50000)),
     Seed("database: a page overwritten", "database", "fault", database(overwrite_page)),
-    Seed("database: cut short", "database", "fault", database(lambda path: os.truncate(path, 10000))),
+    Seed("database: cut short", "database", "fault", database(lambda file: os.truncate(file, 10000))),
     Seed("database: of a newer version", "database", "fault", database(
-        lambda path: execute(path, f"PRAGMA user_version = {len(STEPS) + 1}"))),
-    Seed("database: rescued once", "database", "warning", database(lambda path: execute(path, RESCUED))),
+        lambda file: execute(file, f"PRAGMA user_version = {len(STEPS) + 1}"))),
+    Seed("database: rescued once", "database", "warning", database(lambda file: execute(file, RESCUED))),
     Seed("broker does not listen", "sink", "warning", lambda folder: [reach(Uplink(kind="mqtt"))]),
 )  # fmt: skip
 

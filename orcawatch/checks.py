@@ -219,6 +219,14 @@ def folder_finding(user: str, folder: Path, fault: str) -> Finding:
     return Finding("folder", OK, f"{user} may write {folder}")
 
 
+def unread_finding(user: str, key: str, path: Path, is_there: bool) -> Finding:
+    """That a user may not read a file that the settings name."""
+    if not is_there:
+        return Finding("files", FAULT, f"{path} is not there ({key})", "put it there, or correct the path")
+    cure = f"chown {user} {path.name}; chmod 400 {path.name}"
+    return Finding("files", FAULT, f"{user} cannot read {path} ({key})", cure)
+
+
 def speed_finding(share: float, channels: int, hop_s: float, threads: int, cores: int) -> Finding:
     """What the model needs of real time."""
     found = (

@@ -37,6 +37,7 @@ from .checks import (
     heat_findings,
     sink_finding,
     speed_finding,
+    unread_finding,
     user_findings,
 )
 from .cli import FILE, chosen_settings, config_option, logged
@@ -49,13 +50,14 @@ from .durable import write_bytes
 from .errors import OrcawatchError
 from .feed import COMMAND, Chunk, Ended, Feed
 from .files import FileSource
-from .findings import FAULT, OK, WARNING, Finding, exit_code, halves, lines, report
+from .findings import FAULT, OK, WARNING, Finding, count, exit_code, halves, lines, report
 from .hearing import check_audio
 from .live import MOST_CHANNELS, decoded
 from .records import AudioBlock
 from .recovery import SETTLE_S, write_ahead_of
 from .schema import STEPS
 from .service import needed_channels
+from .shown import every_key
 from .sinks import temperatures_c
 from .soundcard import Opened, Wanted
 
@@ -155,6 +157,7 @@ def examine(
     return [
         *settings_findings(settings),
         *permission_findings(settings.output, user, machine),
+        *file_findings(settings, user),
         *disk_findings(read_disk(settings.output, machine), settings.retention),
         read_database_as(user, settings.output / DATABASE),
         *clock_findings(*read_clock(clocks or Clocks()), has_rtc=machine.rtc.exists()),
@@ -409,6 +412,16 @@ def permission_findings(output: Path, user: str, machine: Machine) -> Iterator[F
         fault = timed_write(standing(output))[1]
     yield from user_findings(user, group_names(person.groups), nodes)
     yield folder_finding(user, standing(output), fault)
+
+
+def file_findings(settings: Settings, user: str) -> Iterator[Finding]:
+    """Whether the daemon's user may read the files that the settings name: secrets and certificates."""
+    named = {key: value for key, _, value in every_key(settings) if key.endswith("_file") and isinstance(value, Path)}
+    with acting_as(find_person(user)):
+        unread = {key: path for key, path in named.items() if not os.access(path, os.R_OK, effective_ids=True)}
+    yield from [unread_finding(user, key, path, path.exists()) for key, path in unread.items()]
+    if named and not unread:
+        yield Finding("files", OK, f"{user} may read {count(len(named), 'file')} that the settings name")
 
 
 def pcm(folder: Path) -> list[Path]:
