@@ -9,6 +9,7 @@ the receiver that it has it already.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,6 +57,8 @@ PRUNE_ROWS = 500  # so many at once
 BROKEN_TRIES = 20  # a message on which a sink breaks this often is parked
 STUBBORN_TRIES = 20  # every so many tries without an acknowledgement another message goes first:
 LAST = 0  # where that one is acknowledged, the stubborn one gets this priority
+SPARE = 0.05  # of a full queue is emptied at once: to look what may go takes a while
+FULL_S = 60.0  # a queue that nothing may be dropped from is looked at again after this
 BUSY_S = 5.0
 
 
@@ -150,6 +153,7 @@ class Outbox:
         self._path = path
         self._queues = {queue.name: queue for queue in queues}
         self._bytes = {queue.name: queue.most_bytes for queue in queues}  # that wait, at most
+        self._full_until_s = {queue.name: -math.inf for queue in queues}
         self._senders = [Sender(path, queue, clocks) for queue in queues]
         self._threads: list[Thread] = []
         self._stop = Flag()
@@ -173,8 +177,8 @@ class Outbox:
     ) -> None:
         """Put one message into one queue, inside the caller's transaction; it never waits for a far side.
 
-        Where the queue is full, the oldest messages of the lowest priority go, at most this one's; a detection or a
-        change of the clock never does.
+        Where the queue is full, the oldest messages of the lowest priority go (not above this one's), some more of them
+        than needed; a detection or a change of the clock never does.
 
         Parameters
         ----------
@@ -247,16 +251,25 @@ class Outbox:
         """Whether a message fits, after dropping what may go for it."""
         if self._bytes[queue.name] + size <= queue.most_bytes:
             return True
+        if self._clocks.steady_s() < self._full_until_s[queue.name]:
+            return False
         self._bytes[queue.name] = waiting_bytes(connection, queue.name)
         excess = self._bytes[queue.name] + size - queue.most_bytes
-        gone = list(droppable(connection, queue.name, excess, rank))
+        freed = self._drop(connection, queue, excess, rank) if excess > 0 else 0
+        if freed < excess:
+            self._full_until_s[queue.name] = self._clocks.steady_s() + FULL_S
+        return freed >= excess
+
+    def _drop(self, connection: sqlite3.Connection, queue: Queue, excess: int, rank: int) -> int:
+        """Delete messages worth some bytes and a little more, as far as they may go; the bytes."""
+        gone = list(droppable(connection, queue.name, excess + round(SPARE * queue.most_bytes), rank))
         connection.executemany("DELETE FROM outbox WHERE id = ?", [(row,) for row, _, _ in gone])
         freed = sum(length for _, _, length in gone)
         self._bytes[queue.name] -= freed
         if gone:
             kinds = [kind for _, kind, _ in gone]
             self._tell_dropped(queue.name, {kind: kinds.count(kind) for kind in sorted(set(kinds))})
-        return freed >= excess
+        return freed
 
     def _tell_dropped(self, sink: str, kinds: Mapping[str, int]) -> None:
         self._dropped[sink] += sum(kinds.values())
@@ -534,10 +547,13 @@ def waiting_bytes(connection: sqlite3.Connection, sink: str) -> int:
 
 
 def droppable(connection: sqlite3.Connection, sink: str, excess: int, rank: int) -> Iterator[tuple[int, str, int]]:
-    """(row, kind, bytes) of messages to drop, worth at least `excess` bytes where there are so many."""
+    """(row, kind, bytes) of messages to drop, worth at least `excess` bytes where there are so many.
+
+    Parked ones first, then those of the lowest priority, the oldest first.
+    """
     rows = connection.execute(
         "SELECT id, kind, length(payload) FROM outbox WHERE sink = ? AND sent_utc IS NULL AND priority <= ? "
-        f"AND kind NOT IN ({', '.join('?' * len(KEPT))}) ORDER BY priority, id",
+        f"AND kind NOT IN ({', '.join('?' * len(KEPT))}) ORDER BY refused IS NULL, priority, id",
         (sink, rank, *KEPT),
     )
     for row in rows:

@@ -450,7 +450,7 @@ def test_a_full_queue_drops_the_oldest_thumbnails_and_never_detections(
     numbers = {kind: [json.loads(m.payload)["body"]["number"] for m in sink.got if m.kind == kind] for kind in ALL}
     assert numbers["detection"] == numbers["heartbeat"] == list(range(50))
     assert numbers["thumbnail"] == list(range(50 - len(numbers["thumbnail"]), 50))
-    assert "the queue of sink far is full (0.1 MB): dropped 1 thumbnail" in caplog.text
+    assert "the queue of sink far is full (0.1 MB): dropped 2 thumbnail" in caplog.text
     sender.close()
 
 
@@ -465,6 +465,24 @@ def test_detections_stay_also_where_nothing_else_is_left_to_drop(
     stepped(sender, clocks, 10)
     assert kinds(sink) == ["detection"] * 100
     assert box.depths()["far"].dropped == 4
+    clocks.now_s += 60  # by now all was sent, and a heartbeat has room again
+    post(box, store, "heartbeat")
+    stepped(sender, clocks, 2)
+    assert kinds(sink)[-1] == "heartbeat"
+    sender.close()
+
+
+def test_parked_messages_go_first_but_detections(store: Store, clocks: FakeClocks, sink: FakeSink) -> None:
+    box, sender = made(store, clocks, queue_of(sink, most_bytes=50_000))
+    sink.faults = [RefusedError("400") for _ in range(6)]
+    for _ in range(3):
+        post(box, store, "detection", "thumbnail", body={"text": "x" * 5000})
+    stepped(sender, clocks, 5)
+    sink.away = lambda: UnreachableError("no network")
+    for _ in range(7):
+        post(box, store, "detection", body={"text": "x" * 5000})
+    depth = box.depths()["far"]
+    assert (depth.messages, depth.parked, depth.dropped) == (7, 3, 3)
     sender.close()
 
 
