@@ -22,6 +22,8 @@ from orcawatch.recovery import open_store
 from orcawatch.schema import STEPS, migrate
 from orcawatch.store import Detection, Store
 
+pytestmark = pytest.mark.parts
+
 ROWS = 300
 PAGE_B = 4096
 START = datetime(2026, 3, 1, tzinfo=timezone.utc)
@@ -121,7 +123,7 @@ def test_whole_databases_stay_where_they_are(path: Callable[[str], Path], whole:
         assert not list(store.path.parent.glob("*damaged*"))
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(16))
 def test_rows_beside_damaged_pages_are_rescued(
     path: Callable[[str], Path], whole: dict[int, Detection], seed: int
 ) -> None:
