@@ -179,7 +179,7 @@ def sound_findings(settings: Settings, sound: Sound | None) -> Iterator[Finding]
     """What is wrong with the audio, where there is any."""
     if sound is not None:
         hydrophones = settings.hydrophones if len(settings.hydrophones) == len(sound.channels) else ()
-        yield from check_audio(sound.samples, sound.rate_hz, sound.channels, hydrophones)
+        yield from check_audio(sound.samples, sound.rate_hz, sound.channels, hydrophones, settings.adc_peak_v)
 
 
 # The audio.

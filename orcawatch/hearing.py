@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .capture import LOUDEST
 from .config import HydrophoneSettings
 from .findings import FAULT, OK, SKIPPED, WARNING, Finding, named, plural
-from .levels import CLIPPED
+from .levels import CLIPPED, calibration
 
 Array = NDArray[np.float32]
 Figures = NDArray[np.float64]
@@ -43,7 +43,11 @@ BAND_HZ = (400.0, 20000.0)
 
 
 def check_audio(
-    samples: Array, rate_hz: int, channels: Sequence[int], hydrophones: Sequence[HydrophoneSettings] = ()
+    samples: Array,
+    rate_hz: int,
+    channels: Sequence[int],
+    hydrophones: Sequence[HydrophoneSettings] = (),
+    adc_peak_v: float | None = None,
 ) -> list[Finding]:
     """Every finding about the sound.
 
@@ -53,6 +57,7 @@ def check_audio(
     rate_hz : samples per second.
     channels : the source's names of the columns.
     hydrophones : one a column, or none where nothing is known of them.
+    adc_peak_v : voltage at full scale; None where it is unknown.
     """
     if len(samples) < LEAST_S * rate_hz:
         return [
@@ -65,7 +70,7 @@ def check_audio(
     known = [hydrophones[index] for index in alive] if hydrophones else []
     return [
         *finite_findings(bad, len(samples), channels),
-        *level_findings(finite, channels, hydrophones),
+        *level_findings(finite, channels, hydrophones, adc_peak_v),
         *resolution_findings(sound, names),
         *clipping_findings(sound, names),
         *offset_findings(finite, channels),
@@ -103,7 +108,7 @@ def levels_db(samples: Array) -> Figures:
 
 
 def level_findings(
-    samples: Array, channels: Sequence[int], hydrophones: Sequence[HydrophoneSettings]
+    samples: Array, channels: Sequence[int], hydrophones: Sequence[HydrophoneSettings], adc_peak_v: float | None
 ) -> Iterator[Finding]:
     """Channels that are silent, or far below the others where all should hear the same sea."""
     found = levels_db(samples)
@@ -120,7 +125,8 @@ def level_findings(
         yield Finding("level", WARNING, f"channel {channel} is {by:.0f} dB below the others",
                       "look at its gain, plug and cable; `hydrophones` may state another gain_db")  # fmt: skip
     if not digital and not dead and not quiet:
-        yield Finding("level", OK, f"{listed(found)} dB re full scale")
+        scale = calibration(hydrophones, adc_peak_v, len(channels))
+        yield Finding("level", OK, f"{listed(scale.decibels(10 ** (found / 20)))} {scale.unit}")
 
 
 def silent_findings(digital: Sequence[int], channels: int) -> Iterator[Finding]:
@@ -149,9 +155,9 @@ def below_others_db(levels: Figures, index: int) -> float:
     return float(np.median(others) - levels[index]) if others else 0.0
 
 
-def listed(levels: Figures) -> str:
+def listed(levels: Sequence[float]) -> str:
     """Levels in words."""
-    return ", ".join(f"{level:.0f}" for level in levels)
+    return ", ".join(f"{level:.1f}" for level in levels)
 
 
 def resolution_findings(samples: Array, channels: Sequence[int]) -> Iterator[Finding]:

@@ -231,6 +231,15 @@ def test_levels_are_compared_behind_gain_and_sensitivity() -> None:
     assert {f.level for f in check_audio(samples, 16000, range(3)) if f.check == "level"} == {FAULT}
 
 
+def test_levels_are_told_calibrated_where_that_is_possible() -> None:
+    """A sine of 0.01 RMS is 40 dB below full scale: + 20 log10(2 V) + 176.5 - 20 = 122.5 dB re 1 uPa."""
+    sine = 0.01 * np.sqrt(2) * np.sin(2 * np.pi * 1000 * np.arange(32000) / 16000)
+    samples = np.stack([sine, 2 * sine], axis=1).astype(np.float32)
+    chain = [HydrophoneSettings(sensitivity_db=-176.5, gain_db=20)] * 2
+    told = [check_audio(samples, 16000, range(2), *known)[1].found for known in ((), (chain,), (chain, 2.0))]
+    assert told == ["-40.0, -34.0 dB re full scale"] * 2 + ["122.5, 128.5 dB re 1 uPa"]
+
+
 def test_one_channel_is_compared_with_none() -> None:
     samples = np.random.default_rng(0).normal(0, 0.01, (32000, 1)).astype(np.float32)
     findings = check_audio(samples, 16000, [3])
