@@ -92,6 +92,11 @@ class Waiting:
         self._full = self._overrun = False
         self._shed = 0  # rows since the last chunk that was taken
 
+    @property
+    def unplaced(self) -> int:
+        """Rows that were shed since the last chunk was taken."""
+        return self._shed
+
     def put(self, event: Event, room: int) -> None:
         """Add an event; audio only while at most `room` rows wait then."""
         with self._changed:

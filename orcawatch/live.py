@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ MARGIN_S = 1.0  # a card that comes back gives audio from before that moment, at
 SUSPENDED_S = 0.5  # less is the two clocks read one after the other
 LOOK_S = 1.0  # between two looks at the system clock
 PATIENT_WAITS = 6  # of half a second, before it is told what is waited for
+DRAIN_S = 20.0  # of scoring what waits after the stop
 MOST_CHANNELS = 8  # of a card that has more, where nobody says how many
 
 
@@ -191,6 +193,7 @@ class Track:
 
 OVERRUN = "overrun"
 SHED = "inference is behind"
+STOPPED = "stopped before it was scored"
 
 
 def flagged(before: Chunk | None, chunk: Chunk) -> str | None:
@@ -348,7 +351,8 @@ class LiveSource:
     def blocks(self) -> Iterator[Item]:
         """Yield audio and what is missing of it, at least once a second while there is no card, until told to stop.
 
-        A change of the system clock comes before the first item that begins after it.
+        What waits then is still yielded for `DRAIN_S`; what is left after that is shed. A change of the system clock
+        comes before the first item that begins after it.
         """
         changes = Changes(self._clocks)
         for item in self._items(self.info.rate_hz):
@@ -366,6 +370,16 @@ class LiveSource:
             if event is not None:
                 yield from track.take(event)
             yield from track.tick(self._clocks.steady_s())
+        self._feed.close()
+        yield from within(DRAIN_S, self._rest(track, self._clocks.steady_s()))
+
+    def _rest(self, track: Track, stopped_s: float) -> Iterator[Item]:
+        """Yield what came before the capture process was ended."""
+        waiting = self._feed.waiting
+        while (event := waiting.get(0)) is not None:
+            yield from track.take(event)
+        yield from track.tick(stopped_s + MARGIN_S)
+        yield from track.take(Ended("stopped", waiting.unplaced))
 
     def _learn(self, name: str, rate_hz: int, channels: int) -> None:
         self.clock = SampleClock(rate_hz, self._clocks, self._jump_s)
@@ -409,6 +423,14 @@ UNKNOWN = (
 OTHER = (
     "{!r} came back with {} channels at {} Hz, and the stream has {} at {} Hz: set it back, or start orcawatch again"
 )
+
+
+def within(seconds: float, items: Iterator[Item]) -> Iterator[Item]:
+    """Yield items; after so many seconds, audio as what was shed."""
+    until_s = time.monotonic() + seconds
+    for item in items:
+        late = isinstance(item, AudioBlock) and time.monotonic() > until_s
+        yield Missing(item.start_sample, item.end_sample, "shed", STOPPED) if late else item  # type: ignore[union-attr]
 
 
 class Changes:

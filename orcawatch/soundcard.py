@@ -206,9 +206,14 @@ def nothing_text(devices: Sequence[Device], hostapi: str | None) -> str:
 
 
 def unknown_text(devices: Sequence[Device], name: str) -> str:
-    """That no device has a name, and the nearest."""
-    names = {plain(device.name).casefold(): device.name for device in devices}
-    close = get_close_matches(plain(name).casefold(), names, n=1, cutoff=0.5)
+    """That no device has a name, and the nearest, going by whole names or as many of their first words."""
+    wanted = plain(name).casefold()
+    count = len(wanted.split())
+    names: dict[str, str] = {}
+    for device in devices:
+        whole = plain(device.name).casefold()
+        names.update({" ".join(whole.split()[:count]): device.name, whole: device.name})
+    close = get_close_matches(wanted, names, n=1, cutoff=0.6)
     hint = f"did you mean {names[close[0]]!r}?" if close else f"there is {', '.join(map(str, devices))}"
     return f"no device is called {name!r}; {hint}" + denied_text(Path("/dev/snd"))
 

@@ -88,6 +88,7 @@ def test_device_is_chosen_by_its_stable_name(name: str | None, hostapi: str | No
     ("name", "hostapi", "text"),
     [
         ("USB Adio Pro", None, r"no device is called 'USB Adio Pro'; did you mean 'USB Audio Pro: - \(hw:2,0\)'\?"),
+        ("HDA Intl", None, r"did you mean 'HDA Intel PCH: ALC295 Analog \(hw:0,0\)'\?"),
         ("hydrophones", None, "no device is called 'hydrophones'; there is 'HDA Intel PCH"),
         ("audio", "ALSA", "'audio' stands for 2 devices: 'USB Audio: .* give more of the name"),
         ("USB Audio", None, "stands for 2 devices: .*JACK.*source.hostapi.*/etc/asound.conf"),
