@@ -172,7 +172,7 @@ class Link:
             if not self._up:
                 raise UnreachableError(f"{self._name} {self._lost or 'does not answer'}")
 
-    def publish(self, topic: str, payload: bytes, retain: bool = False) -> None:
+    def publish(self, topic: str, payload: bytes, retain: bool = False, patience_s: float | None = None) -> None:
         """Publish, and wait for the broker's acknowledgement.
 
         Raises
@@ -184,7 +184,9 @@ class Link:
             raise RefusedError(f"{self._name} takes at most {self._most_bytes} bytes at once, not {size}")
         sent = self._client.publish(topic, payload, qos=1, retain=retain).mid
         with self._changed:
-            self._changed.wait_for(lambda: sent in self._answers or not self._up, self._settings.timeout_s)
+            self._changed.wait_for(
+                lambda: sent in self._answers or not self._up, patience_s or self._settings.timeout_s
+            )
             answer, lost = self._answers.pop(sent, None), self._lost
         if answer is None:
             raise SinkError(f"{self._name} {lost or 'does not acknowledge'}")
@@ -195,12 +197,16 @@ class Link:
     def farewell(self) -> None:
         """Say that we are offline, as far as that is still possible."""
         if self.up:
-            self._client.publish(self.status, OFFLINE, qos=1, retain=True).wait_for_publish(FAREWELL_S)
+            try:
+                self.publish(self.status, OFFLINE.encode(), retain=True, patience_s=FAREWELL_S)
+            except (SinkError, RefusedError) as fault:
+                log.debug("%s; it says `%s` by itself where the connection is lost", fault, OFFLINE)
 
     def close(self) -> None:
-        """Disconnect, and end the thread."""
+        """Disconnect, end the thread, and let go of the client, which keeps two file handles as long as it lives."""
         self._client.disconnect()
         self._client.loop_stop()
+        self._client.on_connect = self._client.on_disconnect = self._client.on_publish = None
 
     def _new_client(self, client_id: str) -> Client:
         from paho.mqtt.client import Client

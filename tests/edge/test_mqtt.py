@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -328,7 +330,7 @@ def test_sender_and_broker_killed_in_the_middle(tmp_path: Path, broker_dies_by: 
     print(
         f"{len(posted)} messages; sender killed {kills} times, broker 3 times by {broker_dies_by!r}: {doubles} doubles;"
     )
-    print(f"the sender tried {twice} messages again, the other doubles the broker made of its saved session")
+    print(f"the sender tried {twice} messages again, what is more than that the broker made of its saved session")
     assert kills == 15 and 0 < twice <= kills + 3
     assert [content["body"]["number"] for content in once(found)] == in_order(posted)
 
@@ -352,6 +354,30 @@ def test_the_budget_holds_at_the_broker(broker: Broker, tmp_path: Path) -> None:
         found = receiver.of_station()
     assert [content["body"]["number"] for content in found] == in_order(posted)[: len(found)]
     assert all(sent <= 10_000 * (hour + 2) for hour, sent in enumerate(hours)) and hours[-1] > 0.95 * 10_000 * 15
+
+
+def test_connections_leave_nothing_behind(broker: Broker) -> None:
+    """Handles, threads and memory cycles: a year has many connections, and nobody need collect garbage for them."""
+    sinks = [sink_of(broker.port), sink_of(free_port())]
+
+    def held() -> tuple[int, int]:
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+
+    def connected() -> None:
+        sinks[0].open()
+        sinks[0].close()
+        with pytest.raises(UnreachableError):
+            sinks[1].open()
+
+    connected()
+    before = held()
+    gc.disable()
+    try:
+        for _ in range(20):
+            connected()
+        assert held() == before
+    finally:
+        gc.enable()
 
 
 # Getting in
