@@ -170,7 +170,7 @@ class Ledger:
         self._checkpoint_s = checkpoint_s
         self._opening = Opening.now(session, timeline, clocks)
         self._id: int | None = None
-        self._tried = False  # whether the session's row may be there without being known
+        self._tried: Opening | None = None  # as in a session's row that may be there without being known
         self._end = 0
         self._step = (0, "")
         self._synchronised = timeline.synchronised
@@ -236,7 +236,7 @@ class Ledger:
                 if self._offset_s is not None:
                     correct(connection, number, self._opening.boot, self._offset_s)
         except OrcawatchError:  # the store has said so, and says when it is over
-            self._tried = True
+            self._tried = self._tried or self._opening
             return False
         self._journal.spend(len(changes))
         self._id, self._hasty, self._offset_s, self._written = number, False, None, len(self._rows)
@@ -325,7 +325,7 @@ class Ledger:
 
     def _put(self, connection: sqlite3.Connection) -> int:
         """Write session and rows; the same again does no harm. Returns the session's number."""
-        number = self._id or (found_session(connection, self._opening) if self._tried else None)
+        number = self._id or (found_session(connection, self._tried, self._opening) if self._tried else None)
         number = put_session(connection, number, self._session, self._opening)
         if self._session.live and not self._settled:
             put_idle(connection, number, self._opening)
@@ -469,10 +469,10 @@ def truth(value: int | None) -> bool | None:
     return None if value is None else bool(value)
 
 
-def found_session(connection: sqlite3.Connection, opening: Opening) -> int | None:
-    """Number of a session whose commit seemed to fail."""
-    query = "SELECT id FROM sessions WHERE boot IS ? AND started_steady_s = ? ORDER BY id DESC LIMIT 1"
-    found = connection.execute(query, (opening.boot or None, opening.steady_s)).fetchone()
+def found_session(connection: sqlite3.Connection, tried: Opening, opening: Opening) -> int | None:
+    """Number of a session that may be there, as it was when it was first tried or as it is now."""
+    query = "SELECT id FROM sessions WHERE boot IS ? AND started_steady_s IN (?, ?) ORDER BY id DESC LIMIT 1"
+    found = connection.execute(query, (opening.boot or None, tried.steady_s, opening.steady_s)).fetchone()
     return None if found is None else int(found[0])
 
 
