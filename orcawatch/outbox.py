@@ -332,7 +332,7 @@ class Sender:
             return self._step()
         except sqlite3.Error as fault:
             self._close_database()
-            return self._fail(f"{self._path} could not be used: {fault}; check that the disk is there and not full")
+            return self._later(f"{self._path} could not be used: {fault}; check that the disk is there and not full")
         except Exception as fault:
             log.exception("sink %s broke", self.name)
             return self._fail(f"{type(fault).__name__}: {fault}")
@@ -353,7 +353,7 @@ class Sender:
             return self._fail(str(fault), getattr(fault, "after_s", None))
         found = next_message(connection, self.name, self._aside) or next_message(connection, self.name)
         if found is None:
-            self._recovered(0)
+            self._recovered()
             return POLL_S
         wait_s = self._budget.wait_s(self._size(found), self._clocks.steady_s()) if self._budget else 0.0
         return min(wait_s, SHORT_OF_BYTES_S) or self._send(connection, found)
@@ -376,7 +376,7 @@ class Sender:
             return self._park(connection, found, f"the sink broke on it {BROKEN_TRIES} times: {fault!r}")
         self._acknowledged = found.row
         self._mark_sent(connection, found.row)
-        self._recovered(1)
+        self._recovered()
         self._demote(connection, found.row)
         return 0.0
 
@@ -431,8 +431,12 @@ class Sender:
         return 0.0
 
     def _fail(self, why: str, after_s: float | None = None) -> float:
-        """Close the sink, and wait: twice as long after each failure, or as long as the far side asks."""
+        """Close the sink, to begin anew later."""
         self._close_sink()
+        return self._later(why, after_s)
+
+    def _later(self, why: str, after_s: float | None = None) -> float:
+        """Wait: twice as long after each failure, or as long as the far side asks."""
         longest_s = min(RETRY_MOST_S, RETRY_LEAST_S * 2.0 ** min(self._failures, 30))
         self._failures += 1
         wait_s = max(longest_s * (0.5 + 0.5 * self._jitter()), min(after_s or 0.0, LONGEST_S))
@@ -444,15 +448,14 @@ class Sender:
         """Log a fault once, and again where it is another one or stays for long."""
         now_s = self._clocks.steady_s()
         if why != self._complaint or now_s - self._complained_s >= REMIND_S:
-            log.warning("sink %s: %s; tried again in %.1f s, messages wait", self.name, why, wait_s)
+            log.warning("sink %s: %s; tried again in %.1f s", self.name, why, wait_s)
             self._complaint, self._complained_s = why, now_s
 
-    def _recovered(self, sent: int) -> None:
-        if self._complaint and (sent or not self._failures):
-            log.info("sink %s works again", self.name)
+    def _recovered(self) -> None:
+        self._failures = 0
+        if self._complaint:
+            log.warning("sink %s works again", self.name)
             self._complaint = ""
-        if sent:
-            self._failures = 0
 
     def _close_sink(self) -> None:
         try:

@@ -208,6 +208,21 @@ def test_waits_double_up_to_a_limit_with_jitter(store: Store, clocks: FakeClocks
         one.close()
 
 
+def test_a_connection_that_comes_back_while_nothing_waits_is_told(
+    store: Store, clocks: FakeClocks, sink: FakeSink, caplog: pytest.LogCaptureFixture
+) -> None:
+    box, sender = made(store, clocks, queue_of(sink))
+    sink.away = lambda: UnreachableError("no network") if clocks.now_s < 2000 else None
+    stepped(sender, clocks, 3000)
+    assert [record.message for record in caplog.records] == [
+        "sink far: no network; tried again in 1.0 s", "sink far works again",
+    ]  # fmt: skip
+    post(box, store, "detection")
+    sink.faults = [SinkError("busy")]
+    assert sender.step() == 1.0  # the waits begin anew
+    sender.close()
+
+
 def test_the_far_side_may_ask_for_a_longer_wait(store: Store, clocks: FakeClocks, sink: FakeSink) -> None:
     box, sender = made(store, clocks, queue_of(sink))
     post(box, store, "detection")
@@ -300,6 +315,7 @@ def test_an_acknowledged_message_that_could_not_be_marked_is_not_sent_again(
         take = sink.send
         sink.send = lambda message: (take(message), other.execute("BEGIN IMMEDIATE"))  # type: ignore[method-assign]
         assert sender.step() > 0  # it was sent, and the database is locked when it is to be marked
+        assert sink.closed == 0  # which is no reason to give up the connection
         sink.send = take  # type: ignore[method-assign]
         stepped(sender, clocks, 30)
         assert len(sink.got) == 1

@@ -283,12 +283,12 @@ def test_what_was_written_but_not_marked_is_not_written_twice(tmp_path: Path) ->
 
 @pytest.mark.parts
 def test_killed_at_any_moment_every_line_is_there_once(tmp_path: Path) -> None:
-    """A program that sends 400 messages through the outbox is killed again and again until all are sent."""
+    """A program that sends 300 messages through the outbox is killed again and again until all are sent."""
     database, folder = tmp_path / "detections.sqlite", tmp_path / "lines"
     with Store(database) as store:
         box = Outbox(database, [Queue("far", lines_sink(folder), ("detection",))], ORIGIN, Clocks())
         with store.transaction() as connection:
-            for number in range(400):
+            for number in range(300):
                 box.post(connection, "detection", {"number": number})
     rng, kills = np.random.default_rng(1), 0
     while True:
@@ -302,7 +302,7 @@ def test_killed_at_any_moment_every_line_is_there_once(tmp_path: Path) -> None:
             break
         kills += 1
     numbers = [json.loads(line)["body"]["number"] for line in written(folder)]
-    assert numbers == list(range(400)) and kills > 0
+    assert numbers == list(range(300)) and kills > 0
 
 
 SENDER = """
