@@ -80,7 +80,7 @@ class Seed:
     fault : what was done.
     check, level : the finding that must come of it.
     ask : makes the fault in a folder and asks the doctor.
-    as_root : whether only root can make it.
+    as_root : whether only root can make it, and only where it may mount.
     """
 
     fault: str
@@ -269,7 +269,7 @@ def locked_folder(folder: Path) -> list[Finding]:
     """An output folder of root's."""
     folder.chmod(0o755)
     (folder / "out").mkdir(mode=0o755)
-    return list(permission_findings(folder / "out", NOBODY, Machine(sound=folder / "none")))
+    return list(permission_findings([folder / "out"], NOBODY, Machine(sound=folder / "none")))
 
 
 def locked_card(folder: Path) -> list[Finding]:
@@ -278,7 +278,7 @@ def locked_card(folder: Path) -> list[Finding]:
     (folder / "pcmC1D0c").touch()
     shutil.chown(folder / "pcmC1D0c", 0, "audio")
     (folder / "pcmC1D0c").chmod(0o660)
-    return list(permission_findings(folder, NOBODY, Machine(sound=folder)))
+    return list(permission_findings([folder], NOBODY, Machine(sound=folder)))
 
 
 class Slow:
@@ -484,7 +484,9 @@ SEEDS = (
     Seed("password file of a sink is root's", "files", "fault", locked_file, as_root=True),
     Seed("certificate of a sink is not there", "files", "fault", lambda folder: list(file_findings(
         Settings(sinks=(Uplink(kind="mqtt", secret_file=folder / "ca.pem"),)), "root"))),
-    Seed("no such user", "user", "fault", lambda folder: list(permission_findings(folder, "orcwatch", Machine()))),
+    Seed("bundle in a home folder, which the service does not see", "files", "fault", lambda folder: list(file_findings(
+        Settings(bundle=Path("/home/me/bundle")), "orcawatch"))),
+    Seed("no such user", "user", "fault", lambda folder: list(permission_findings([folder], "orcwatch", Machine()))),
     Seed("bundle: one byte of a network changed", "bundle", "fault", bundle(flip)),
     Seed("bundle: manifest edited", "bundle", "fault", bundle(edit_manifest)),
     Seed("bundle: a file missing", "bundle", "fault", bundle(lambda folder: network(folder).unlink())),
@@ -553,15 +555,26 @@ def cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def page(as_root: bool) -> str:
-    """The page; faults that only root can make are left out for others."""
+def is_able() -> bool:
+    """Whether this process can make every fault: root, outside of a container that may not mount."""
+    if os.geteuid() != 0:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        tried = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True, check=False)
+        if tried.returncode == 0:
+            subprocess.run(["umount", folder], check=True)
+    return tried.returncode == 0
+
+
+def page(able: bool) -> str:
+    """The page; faults that this process cannot make are left out."""
     rows = []
     for seed in SEEDS:
-        if as_root or not seed.as_root:
+        if able or not seed.as_root:
             with tempfile.TemporaryDirectory() as folder:
                 rows.append(row(seed, Path(folder)))
     return HEAD + "\n".join(rows) + "\n"
 
 
 if __name__ == "__main__":
-    sys.stdout.write(page(os.geteuid() == 0))
+    sys.stdout.write(page(is_able()))

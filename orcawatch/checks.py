@@ -227,6 +227,12 @@ def unread_finding(user: str, key: str, path: Path, is_there: bool) -> Finding:
     return Finding("files", FAULT, f"{user} cannot read {path} ({key})", cure)
 
 
+def hidden_finding(key: str, path: Path) -> Finding:
+    """That the service's sandbox hides a file."""
+    found = f"the service sees nothing of {path} ({key}): it sees no /home, /root and /tmp"
+    return Finding("files", FAULT, found, "move it, for instance to /opt or /etc/orcawatch, and correct the path")
+
+
 def speed_finding(share: float, channels: int, hop_s: float, threads: int, cores: int) -> Finding:
     """What the model needs of real time."""
     found = (

@@ -35,6 +35,7 @@ from .checks import (
     fitted_rate,
     folder_finding,
     heat_findings,
+    hidden_finding,
     sink_finding,
     speed_finding,
     unread_finding,
@@ -66,6 +67,9 @@ Array = NDArray[np.float32]
 log = logging.getLogger(__name__)
 
 SERVICE = "orcawatch"  # the unit and its user
+HIDDEN = tuple(
+    map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp"))
+)  # ProtectHome= and PrivateTmp= of the unit
 START_S = 15.0  # what a card may take to open, beyond the time to listen
 SPEED_S = 3.0
 USUAL_RATE_HZ = 48000
@@ -156,7 +160,7 @@ def examine(
     heard, sound = listen(settings, seconds, file or settings.source.file)
     return [
         *settings_findings(settings),
-        *permission_findings(settings.output, user, machine),
+        *permission_findings(folders_of(settings), user, machine),
         *file_findings(settings, user),
         *disk_findings(read_disk(settings.output, machine), settings.retention),
         read_database_as(user, settings.output / DATABASE),
@@ -389,7 +393,8 @@ def timed_write(folder: Path) -> tuple[float | None, str]:
 
 def kind_of(place: Path, mounts: Path) -> str:
     """Kind of the file system that a folder lies on."""
-    kinds = {Path(line.split()[1]): line.split()[2] for line in mounts.read_text().splitlines()}
+    rows = [line.split() for line in mounts.read_text().splitlines()]
+    kinds = {Path(where.replace("\\040", " ")): kind for _, where, kind, *_ in rows}
     return next((kinds[folder] for folder in (place.resolve(), *place.resolve().parents) if folder in kinds), "")
 
 
@@ -401,27 +406,45 @@ def default_user() -> str:
     return next((name for name, uid in users.items() if uid == os.geteuid()), str(os.geteuid()))
 
 
-def permission_findings(output: Path, user: str, machine: Machine) -> Iterator[Finding]:
-    """Whether the daemon's user may open the sound devices and write the output folder."""
+def folders_of(settings: Settings) -> list[Path]:
+    """The folders that the daemon writes to; those that are not there yet are made."""
+    named = [getattr(sink, "folder", None) for sink in settings.sinks]
+    return [settings.output, *[folder for folder in named if isinstance(folder, Path)]]
+
+
+def permission_findings(folders: Sequence[Path], user: str, machine: Machine) -> Iterator[Finding]:
+    """Whether the daemon's user may open the sound devices and write its folders."""
     person = find_person(user)
     if person is None:
         yield Finding("user", FAULT, f"there is no user {user}", "`orcawatch deploy install` makes the service's")
         return
     with acting_as(person):
         nodes = {str(node): os.access(node, os.R_OK | os.W_OK, effective_ids=True) for node in pcm(machine.sound)}
-        fault = timed_write(standing(output))[1]
+        faults = [timed_write(standing(folder))[1] for folder in folders]
     yield from user_findings(user, group_names(person.groups), nodes)
-    yield folder_finding(user, standing(output), fault)
+    yield from [folder_finding(user, standing(folder), fault) for folder, fault in zip(folders, faults)]
 
 
 def file_findings(settings: Settings, user: str) -> Iterator[Finding]:
-    """Whether the daemon's user may read the files that the settings name: secrets and certificates."""
-    named = {key: value for key, _, value in every_key(settings) if key.endswith("_file") and isinstance(value, Path)}
+    """Whether the daemon's user may read the files that the settings name: secrets, certificates, the bundle."""
+    named = {key: value for key, _, value in every_key(settings) if is_read(key) and isinstance(value, Path)}
+    hidden = {key: path for key, path in named.items() if user == SERVICE and is_hidden(path)}
     with acting_as(find_person(user)):
         unread = {key: path for key, path in named.items() if not os.access(path, os.R_OK, effective_ids=True)}
-    yield from [unread_finding(user, key, path, path.exists()) for key, path in unread.items()]
-    if named and not unread:
+    yield from [hidden_finding(key, path) for key, path in hidden.items()]
+    yield from [unread_finding(user, key, path, path.exists()) for key, path in unread.items() if key not in hidden]
+    if named and not unread and not hidden:
         yield Finding("files", OK, f"{user} may read {count(len(named), 'file')} that the settings name")
+
+
+def is_read(key: str) -> bool:
+    """Whether the daemon reads what a key names."""
+    return key == "bundle" or key.endswith("_file")
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether the service's sandbox hides a place."""
+    return any(place in path.absolute().parents for place in HIDDEN)
 
 
 def pcm(folder: Path) -> list[Path]:
