@@ -29,6 +29,8 @@ MAPS = {
     6: "front-left,front-right,rear-left,rear-right,front-center,lfe",
 }
 FORMATS = {"int16": "s16le", "int24": "s24le", "int32": "s32le", "float32": "float32le"}
+BYTES = {"int16": 2, "int24": 3, "int32": 4, "float32": 4}
+LEAD_S = 0.5
 NAMES = ("hydrophones", "bow", "stern", "port", "starboard")
 WAIT_S = 15.0
 
@@ -118,13 +120,17 @@ class Sea:
     def play(
         self, name: str, samples: bytes, channels: int = 4, rate_hz: int = 44100, sample_format: str = "float32"
     ) -> subprocess.Popen[bytes]:
-        """Begin to play interleaved samples; the process ends when they were heard."""
+        """Begin to play interleaved samples after some silence; the process ends when they were heard.
+
+        The monitor of a null sink may miss the first tenth of a second that a player gives.
+        """
         player = subprocess.Popen(
             ["pacat", "--playback", f"--device={name}", "--raw", f"--format={FORMATS[sample_format]}", f"--rate={rate_hz}",
              f"--channels={channels}", f"--channel-map={MAPS[channels]}", "--latency-msec=200"],
             stdin=subprocess.PIPE, env=self._all(),
         )  # fmt: skip
-        threading.Thread(target=feed, args=(player, samples), daemon=True).start()
+        silence = bytes(round(LEAD_S * rate_hz) * channels * BYTES[sample_format])
+        threading.Thread(target=feed, args=(player, silence + samples), daemon=True).start()
         return player
 
     def _pactl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
