@@ -22,8 +22,9 @@ TOOLS = {"debootstrap": "debootstrap", "systemd-nspawn": "systemd-container", "m
 SUITE_PYTHON = (3, 11)  # Debian's python3 in the root that build.sh makes
 DISK_MB = 2048
 BOOT_S = 60.0
-MOST_LINES = 400
-evidence: list[str] = []
+JOURNAL = "journalctl --boot --unit orcawatch --no-pager --output short-iso-precise"
+SKIPPED = ("/usr/lib/python3", "/click/", "/bin/orcawatch", "Extension modules")  # of a traceback, in the evidence
+evidence: list[tuple[str, str]] = []
 
 
 class Machine:
@@ -105,19 +106,24 @@ class Machine:
         return json.loads(done.stdout) if done.returncode == 0 else []  # type: ignore[no-any-return]
 
     def journal(self) -> str:
-        """The service's journal, of all boots."""
-        done = self.run("journalctl --unit orcawatch --no-pager --output short-iso-precise", check=False)
+        """The service's journal since the last boot."""
+        done = self.run(JOURNAL, check=False)
         return done.stdout or done.stderr
+
+    def show(self, script: str) -> None:
+        """Keep what a script prints for the end of the report, whatever its exit code."""
+        done = self.run(script, check=False)
+        evidence.append((script, done.stdout + done.stderr))
 
     def power_off(self) -> None:
         """Switch off in an orderly way."""
-        evidence.append(self.journal())
+        self.show(JOURNAL)
         self.run("systemctl poweroff", check=False)
         self._ended(90.0)
 
     def cut_power(self) -> None:
         """Kill every process at once; what no process had written through to the disk is lost."""
-        evidence.append(self.journal())
+        self.show(JOURNAL)
         os.kill(self._leader, signal.SIGKILL)
         self._ended(60.0)
         self.disk.with_suffix(".img.cut").replace(self.disk)
@@ -185,16 +191,17 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         yield found
     finally:
         if found._leader:
-            evidence.append(found.journal())
+            found.show(JOURNAL)
         found.close()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print the journal: what the service itself said."""
-    for journal in evidence:
-        terminalreporter.section("journalctl --unit orcawatch")
-        for line in journal.splitlines()[-MOST_LINES:]:
-            terminalreporter.line(line)
+    for command, text in evidence:
+        terminalreporter.section(command)
+        for line in text.splitlines():
+            if not any(part in line for part in SKIPPED):
+                terminalreporter.line(line)
 
 
 @pytest.hookimpl(wrapper=True)
