@@ -17,6 +17,8 @@ HEAD_B = 32  # of a write-ahead log
 FRAME_B = 24  # head of each of its frames
 MAGIC = {0x377F0682: "<", 0x377F0683: ">"}  # byte order of the checksums
 
+EVERYTHING = (0, 1 << 63)
+
 Row = tuple[int, tuple[Any, ...]]
 
 
@@ -154,6 +156,27 @@ def rows_of(number: int, page: bytes, read: Callable[[int], bytes]) -> Iterator[
             yield _row(page, at, read)
         except (ValueError, IndexError, struct.error):
             continue
+
+
+def span(number: int, page: bytes) -> tuple[int, int]:
+    """Rowids of the first and the last row on a page that is a leaf of a table: (1, 0) where it is none.
+
+    Where the page is damaged, everything may be on it.
+    """
+    head = 100 if number == 1 else 0
+    cells = int.from_bytes(page[head + 3 : head + 5], "big")
+    if page[head] != TABLE_LEAF or not 0 < cells <= len(page) // 4:
+        return 1, 0
+    try:
+        first, last = _rowid(page, head + 8), _rowid(page, head + 6 + 2 * cells)
+    except IndexError:
+        return EVERYTHING
+    return (first, last) if first <= last else EVERYTHING
+
+
+def _rowid(page: bytes, pointer: int) -> int:
+    _, at = varint(page, int.from_bytes(page[pointer : pointer + 2], "big"))
+    return varint(page, at)[0]
 
 
 def _row(page: bytes, at: int, read: Callable[[int], bytes]) -> Row:

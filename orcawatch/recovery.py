@@ -8,7 +8,7 @@ import re
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -19,7 +19,7 @@ from . import pages
 from .durable import sync_folder
 from .errors import OrcawatchError
 from .schema import STEPS, migrate
-from .store import COLUMNS, Store, connected, detection_of
+from .store import Store, connected
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,8 @@ NUMBERED = ("detections", "sessions", "outbox")  # never give a number twice
 KINDS: Mapping[str, tuple[type, ...]] = {"INTEGER": (int,), "REAL": (float, int), "TEXT": (str,), "BLOB": (bytes, str)}
 SPARE_IDS = 1000  # numbers left out where some are lost, so that none is given twice
 LISTS = ("channels", "channel_scores", "numbers", "hydrophones", "levels_db")
+NONE = (1, 0)
+SEQUENCES = (0, 10)  # numbers of the rows in which SQLite keeps the highest ones that were given
 SETTLE_S = 0.2
 TOLD = 20  # ranges of lost numbers that are listed
 
@@ -113,13 +115,16 @@ def unreadable_rows(path: Path) -> int:
     0 where SQLite cannot read the file; it says so itself when it is opened to be written to.
     """
     with suppress(sqlite3.Error), closing(connected(path, "mode=ro")) as connection:
-        lists = [name for name in LISTS if name in {column[1] for column in _columns(connection, "detections")}]
-        wrong = " OR ".join(f"NOT json_valid(coalesce({name}, '[]'))" for name in lists)
-        query = (
-            f"SELECT count(*) FROM detections WHERE {wrong} OR (start_utc IS NOT NULL AND julianday(start_utc) IS NULL)"
-        )
+        there = {column[1] for column in _columns(connection, "detections")}
+        query = f"SELECT count(*) FROM detections WHERE {unreadable(name for name in LISTS if name in there)}"
         return int(connection.execute(query).fetchone()[0])
     return 0
+
+
+def unreadable(names: Iterable[str]) -> str:
+    """SQL that is true for a detection of which one of these columns is no JSON, or the time no time."""
+    lists = " OR ".join(f"NOT json_valid(coalesce({name}, '[]'))" for name in names)
+    return f"{lists} OR (start_utc IS NOT NULL AND julianday(start_utc) IS NULL)"
 
 
 def write_ahead_of(path: Path) -> bytes:
@@ -256,17 +261,24 @@ def _table(connection: sqlite3.Connection, name: str, counts: frozenset[int]) ->
     )
 
 
-def copy_rows(connection: sqlite3.Connection, aside: Path, known: Iterable[Table]) -> Counter[str]:
-    """Insert every row that can be read, the newest state of it first; the highest number that each table gave."""
+def copy_rows(connection: sqlite3.Connection, aside: Path, known: Sequence[Table]) -> Counter[str]:
+    """Insert every row that can be read, the newest state of it first; the highest number that each table gave.
+
+    First what the write-ahead log holds, then what SQLite reads, then from the raw pages what SQLite did not reach.
+    """
     found = pages.write_ahead(write_ahead_of(aside))
     page_b = len(found.frames[0].page) if found.frames else pages.size_of_pages(aside)
     read = pages.page_reader(aside, page_b)
     newest = {frame.number: frame.page for frame in reversed(list(found.pages()))}
     both = lambda number: newest.get(number) or read(number)  # noqa: E731
+    of_raw = [table for table in known if table.name not in ONLY_BY_SQLITE]
     logged = ((frame.number, frame.page) for frame in found.pages())
-    highest = insert_raw(connection, logged, both, known)
-    copy_by_sqlite(connection, aside, known)
-    return highest | insert_raw(connection, pages.pages_of(aside, page_b), both, known)
+    highest = insert_raw(connection, logged, both, of_raw, [pages.EVERYTHING])
+    holes = copy_by_sqlite(connection, aside, known)
+    there = pages.pages_of(aside, page_b)
+    highest |= insert_raw(connection, there, both, of_raw, [SEQUENCES, *(holes[table.name] for table in of_raw)])
+    connection.execute(f"DELETE FROM detections WHERE {unreadable(LISTS)}")
+    return highest
 
 
 def insert_raw(
@@ -274,17 +286,29 @@ def insert_raw(
     content: Iterable[tuple[int, bytes]],
     read: Callable[[int], bytes],
     known: Iterable[Table],
+    wanted: Collection[tuple[int, int]],
 ) -> Counter[str]:
-    """Rows of raw pages; those that are there already stay. Returns the highest number that each table gave."""
-    of_raw = [table for table in known if table.name not in ONLY_BY_SQLITE]
+    """Rows of raw pages; those that are there already stay. Returns the highest number that each table gave.
+
+    Parameters
+    ----------
+    connection : to the new database.
+    content : number and bytes of each page.
+    read : as for `orcawatch.pages.rows_of`.
+    known : tables whose rows are taken.
+    wanted : ranges of numbers; pages whose rows lie outside all of them are passed over.
+    """
     highest: Counter[str] = Counter()
     for number, page in content:
+        first, last = pages.span(number, page)
+        if not any(low <= last and first <= high for low, high in wanted):
+            continue
         for rowid, values in pages.rows_of(number, page, read):
             if is_sequence(values):
                 highest |= Counter({values[0]: values[1]})
-            for table in of_raw:
-                if rowid > 0 and table.takes(values[1:]) and values[0] is None:
-                    insert(connection, table, table.columns, (rowid, *values[1:]))
+            for table in known:
+                if rowid > 0 and values[0] is None and table.takes(values[1:]):
+                    insert(connection, table, table.columns[: len(values)], [(rowid, *values[1:])])
     return highest
 
 
@@ -293,55 +317,81 @@ def is_sequence(values: tuple[Any, ...]) -> bool:
     return len(values) == 2 and values[0] in NUMBERED and isinstance(values[1], int)
 
 
-def insert(connection: sqlite3.Connection, table: Table, columns: tuple[str, ...], row: tuple[Any, ...]) -> None:
-    """Insert a row unless there is one of its number, or it makes no sense."""
-    if table.name == "detections" and not is_detection(columns, row):
-        return
-    names = columns[: len(row)]
-    marks = ", ".join("?" * len(row))
-    connection.execute(f"INSERT OR IGNORE INTO {table.name} ({', '.join(names)}) VALUES ({marks})", row)
+def insert(
+    connection: sqlite3.Connection, table: Table, columns: Sequence[str], rows: Iterable[tuple[Any, ...]]
+) -> None:
+    """Insert rows, but for those whose number is there already."""
+    marks = ", ".join("?" * len(columns))
+    connection.executemany(f"INSERT OR IGNORE INTO {table.name} ({', '.join(columns)}) VALUES ({marks})", rows)
 
 
-def is_detection(columns: tuple[str, ...], row: tuple[Any, ...]) -> bool:
-    """Whether a row can be read as a detection."""
-    blank: dict[str, Any] = dict.fromkeys(COLUMNS.split(", "))
-    try:
-        detection_of({**blank, **dict(zip(columns, row))})
-    except (ValueError, TypeError):
-        return False
-    return True
-
-
-def copy_by_sqlite(connection: sqlite3.Connection, aside: Path, known: Iterable[Table]) -> None:
-    """What SQLite can read of each table, from both ends up to a damaged page.
+def copy_by_sqlite(
+    connection: sqlite3.Connection, aside: Path, known: Iterable[Table]
+) -> Mapping[str, tuple[int, int]]:
+    """What SQLite can read of each table, from both ends up to a damaged page; the numbers between, by table.
 
     It deletes the write-ahead log of an empty file, even where it is to read only.
     """
+    holes = {table.name: pages.EVERYTHING for table in known}
     if aside.stat().st_size == 0:
-        return
+        return holes
     with suppress(sqlite3.Error), closing(connected(aside, "mode=ro")) as old:  # the raw pages are read after this
         for table in known:
-            _copy_table(connection, old, table)
+            holes[table.name] = _copy_table(connection, old, table)
+    return holes
 
 
-def _copy_table(connection: sqlite3.Connection, old: sqlite3.Connection, table: Table) -> None:
+def _copy_table(connection: sqlite3.Connection, old: sqlite3.Connection, table: Table) -> tuple[int, int]:
     there = {column[1] for column in _columns(old, table.name)}
     columns = tuple(name for name in table.columns if name in there)
+    ends = []
     for order in ("ASC", "DESC"):
-        for row in _readable(old, table.name, columns, order):
-            if len(columns) < len(table.columns) or table.takes(row[1:]):
-                insert(connection, table, columns, row)
+        run = Run(old, table, columns, order)
+        insert(connection, table, columns, run.rows())
+        if run.whole:
+            return NONE
+        ends.append(run.last)
+    low, high = pages.EVERYTHING
+    return low if ends[0] is None else ends[0], high if ends[1] is None else ends[1]
 
 
-def _readable(old: sqlite3.Connection, name: str, columns: tuple[str, ...], order: str) -> Iterator[tuple[Any, ...]]:
-    """Rows in order of their numbers until SQLite finds the file damaged, or goes in circles."""
-    last = None
-    with suppress(sqlite3.Error):
-        for row in old.execute(f"SELECT {', '.join(columns)} FROM {name} ORDER BY id {order}"):
-            if last is not None and (row[0] <= last if order == "ASC" else row[0] >= last):
-                return
-            last = row[0]
-            yield row
+class Run:
+    """Rows of a table in order of their numbers, until SQLite finds the file damaged or goes in circles.
+
+    Parameters
+    ----------
+    old : the damaged database.
+    table, columns : what to read.
+    order : `ASC` or `DESC`.
+
+    Attributes
+    ----------
+    last : number of the last row that could be read.
+    whole : whether the end of the table was reached.
+    """
+
+    def __init__(self, old: sqlite3.Connection, table: Table, columns: Sequence[str], order: str) -> None:
+        self.last: int | None = None
+        self.whole = False
+        self._old = old
+        self._table = table
+        self._query = f"SELECT {', '.join(columns)} FROM {table.name} ORDER BY id {order}"
+        self._sign = 1 if order == "ASC" else -1
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """The rows; those that cannot be of this table are left out."""
+        with suppress(sqlite3.Error):
+            for row in self._old.execute(self._query):
+                if self.last is not None and (row[0] - self.last) * self._sign <= 0:
+                    return
+                self.last = row[0]
+                if self._table.takes(row[1:]):
+                    yield row
+            self.whole = self.last is not None or not self._there()
+
+    def _there(self) -> bool:
+        """Whether the table has rows, as far as an index tells; an empty one may be one whose root is damaged."""
+        return bool(self._old.execute(f"SELECT count(*) FROM {self._table.name}").fetchone()[0])
 
 
 def highest_named(output: Path) -> int:

@@ -231,7 +231,8 @@ class Store:
         self._rescue = rescue
         self._lock = Lock()
         self._complaint = Complaint(log)
-        self._suspect = False  # whether the file is to be opened anew
+        self._suspect = False  # whether the file is to be opened anew,
+        self._look = True  # and then to be looked through
         self._unsure: dict[tuple[Any, ...], int] = {}  # rows of failed commits, and the last id before them
         self._write_ahead_b = WRITE_AHEAD_B
         make_folder(path.parent)
@@ -385,9 +386,11 @@ class Store:
         except sqlite3.Error as fault:
             raise InputError(f"{self.path} cannot be opened: {fault}; name a file that can be written") from fault
         try:
-            check(connection, self.path)
+            set_up(connection, self.path)
+            if self._look:
+                look_through(connection, self.path)
             self._migrate(connection)
-            self._file = identity(self.path)
+            self._file, self._look = identity(self.path), False
         except BaseException:
             connection.close()
             raise
@@ -412,9 +415,13 @@ class Store:
             raise OrcawatchError(f"{self.path} could not be prepared: {fault}; {CURE}") from fault
 
     def _ready(self) -> sqlite3.Connection:
-        """The connection, opened anew after an error, or where another file stands under the name."""
-        if self._suspect or identity(self.path) != self._file:
-            self._suspect = True
+        """The connection, opened anew after an error, or where another file stands under the name.
+
+        The whole file is only looked through where there is reason to: this may come every few seconds.
+        """
+        changed = identity(self.path) != self._file
+        if self._suspect or changed:
+            self._suspect, self._look = True, self._look or changed
             self._connection.close()
             try:
                 self._connection = self._open("mode=rw")
@@ -430,6 +437,7 @@ class Store:
         if "is full" in str(fault):
             return FullError(text)
         self._suspect = "is locked" not in str(fault)
+        self._look = not isinstance(fault, sqlite3.OperationalError)
         return OrcawatchError(text)
 
     def _bound(self, connection: sqlite3.Connection) -> None:
@@ -456,28 +464,42 @@ def connected(path: Path, mode: str) -> sqlite3.Connection:
     )
 
 
-def check(connection: sqlite3.Connection, path: Path) -> None:
-    """Set up a connection to write, and look through the whole file.
+def set_up(connection: sqlite3.Connection, path: Path) -> None:
+    """Make a connection one to write with, such that a commit returns when the disk holds it.
 
     Raises
     ------
-    DamagedError : it is no database, or not a whole one.
+    DamagedError : the file is no database.
     InputError : it cannot be read or written at all.
     """
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA journal_size_limit = {WRITE_AHEAD_B}")
+    except sqlite3.OperationalError as fault:
+        raise InputError(f"{path} cannot be used: {fault}; name a file that can be written") from fault
+    except sqlite3.DatabaseError as fault:
+        raise damaged(path, fault) from fault
+
+
+def look_through(connection: sqlite3.Connection, path: Path) -> None:
+    """Look at every page; raises as `set_up`."""
+    try:
         found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     except sqlite3.OperationalError as fault:
         raise InputError(f"{path} cannot be used: {fault}; name a file that can be written") from fault
     except sqlite3.DatabaseError as fault:
-        found = str(fault)
+        raise damaged(path, fault) from fault
     if found != "ok":
-        raise DamagedError(
-            f"{path} is damaged or no database of detections: {found}; move it and its -wal file away "
-            "(`sqlite3 FILE .recover` may rescue rows), a new one is then made"
-        )
+        raise damaged(path, found)
+
+
+def damaged(path: Path, fault: object) -> DamagedError:
+    """What to say of a damaged file."""
+    return DamagedError(
+        f"{path} is damaged or no database of detections: {fault}; move it and its -wal file away "
+        "(`sqlite3 FILE .recover` may rescue rows), a new one is then made"
+    )
 
 
 def undo(connection: sqlite3.Connection) -> None:
