@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .capture import LOUDEST
 from .config import HydrophoneSettings
-from .findings import FAULT, OK, SKIPPED, WARNING, Finding, named, plural
+from .findings import FAULT, OK, SKIPPED, WARNING, Finding, count, named, plural
 from .levels import CLIPPED, calibration
 
 Array = NDArray[np.float32]
@@ -180,17 +180,18 @@ def rms_in_steps(column: Array) -> float:
 
 def clipping_findings(samples: Array, channels: Sequence[int]) -> Iterator[Finding]:
     """Samples at full scale, and tops that are cut off below it."""
-    shares = [float(np.mean(np.abs(column) >= CLIPPED)) for column in samples.T]
-    for channel, share in zip(channels, shares):
-        if share > 0:
+    full = [int(np.count_nonzero(np.abs(column) >= CLIPPED)) for column in samples.T]
+    for channel, number in zip(channels, full):
+        if number:
+            share = number / len(samples)
             yield Finding("clipping", FAULT if share > CLIPPED_SHARE else WARNING,
-                          f"channel {channel} is at full scale in {share:.2%} of its samples",
+                          f"channel {channel}: {count(number, 'sample')} at full scale, {100 * share:.2g} % of all",
                           "lower the gain until the loudest sound stays below full scale")  # fmt: skip
-    flat = [channel for channel, share, column in zip(channels, shares, samples.T) if not share and is_flat(column)]
+    flat = [channel for channel, number, column in zip(channels, full, samples.T) if not number and is_flat(column)]
     for channel in flat:
         yield Finding("clipping", WARNING, f"channel {channel} has tops cut off below full scale",
                       "its amplifier is overdriven: lower the gain before it, or look at its supply")  # fmt: skip
-    if not any(shares) and not flat:
+    if not any(full) and not flat:
         peak_db = 20 * np.log10(max(float(np.abs(samples).max(initial=0)), 1e-10))
         yield Finding("clipping", OK, f"none; the loudest sample is at {peak_db:.0f} dB re full scale")
 
