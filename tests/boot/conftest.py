@@ -54,7 +54,7 @@ class Machine:
         with self._console.open("ab") as console:
             self._boot = subprocess.Popen(
                 [HERE / "boot.sh", CACHE, self.disk],
-                stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True,
+                stdin=subprocess.PIPE, stdout=console, stderr=console, start_new_session=True,
             )  # fmt: skip
         wait_for("the machine's first process", lambda: self._find_leader() > 0, BOOT_S)
         wait_for(
@@ -138,6 +138,8 @@ class Machine:
     def _ended(self, timeout_s: float) -> None:
         assert self._boot is not None
         self._boot.wait(timeout_s)
+        if self._boot.stdin is not None:
+            self._boot.stdin.close()
         self._boot, self._leader = None, 0
 
     def _find_leader(self) -> int:
@@ -146,7 +148,7 @@ class Machine:
         if self._boot.poll() is not None:
             raise AssertionError(f"the machine did not boot:\n{self._console.read_text()}")
         inner = [grandchild for child in children(self._boot.pid) for grandchild in children(child)]
-        self._leader = inner[0] if inner else 0
+        self._leader = next((process for process in inner if name_of(process) == "systemd"), 0)
         return self._leader
 
 
@@ -156,6 +158,14 @@ def children(process: int) -> list[int]:
         return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
     except FileNotFoundError:
         return []
+
+
+def name_of(process: int) -> str:
+    """Name of a process's program; empty where it has ended."""
+    try:
+        return Path(f"/proc/{process}/comm").read_text().strip()
+    except FileNotFoundError:
+        return ""
 
 
 def wait_for(what: str, condition: Callable[[], object], timeout_s: float = 60.0) -> None:
@@ -174,6 +184,8 @@ def missing() -> str:
         return "only root can boot a machine"
     if lacking:
         return f"missing: {' '.join(lacking)} (apt-get install, or `make boot`)"
+    if not Path("/dev/loop-control").exists():
+        return "no disk image can be mounted here (/dev/loop-control is missing)"
     if sys.version_info[:2] != SUITE_PYTHON:
         return f"needs Python {SUITE_PYTHON[0]}.{SUITE_PYTHON[1]}, as in the machine"
     return ""
