@@ -96,7 +96,7 @@ def rate_finding(nominal_hz: int, measured_hz: float, error_ppm: float) -> Findi
             "rate",
             WARNING,
             found,
-            "times drift within a stream: the ledger corrects that, calls between two stations do not",
+            "the ledger corrects times for it; arrays on two clocks cannot be compared to the millisecond",
         )
     return Finding("rate", OK, found)
 

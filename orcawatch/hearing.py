@@ -89,12 +89,12 @@ def not_finite(samples: Array) -> tuple[NDArray[np.int64], Array]:
 
 def finite_findings(bad: NDArray[np.int64], rows: int, channels: Sequence[int]) -> Iterator[Finding]:
     """Samples that are not a number, infinite, or beyond `LOUDEST`."""
-    for channel, count in zip(channels, bad):
-        if count:
+    for channel, number in zip(channels, bad):
+        if number:
             yield Finding(
                 "samples",
                 FAULT,
-                f"channel {channel}: {count / rows:.2%} of its samples are no finite number; they silence all channels",
+                f"channel {channel}: {number / rows:.2%} of its samples are no finite number; they silence all channels",
                 "look at cable and driver, or leave the channel out with `channels`",
             )
     if not bad.any():
