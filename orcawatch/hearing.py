@@ -94,7 +94,7 @@ def finite_findings(bad: NDArray[np.int64], rows: int, channels: Sequence[int]) 
             yield Finding(
                 "samples",
                 FAULT,
-                f"channel {channel}: {number / rows:.2%} of its samples are no finite number; they silence all channels",
+                f"channel {channel}: {number / rows:.2%} are no finite number, which silences all channels",
                 "look at cable and driver, or leave the channel out with `channels`",
             )
     if not bad.any():
