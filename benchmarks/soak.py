@@ -40,7 +40,8 @@ START = datetime(2026, 3, 1, tzinfo=timezone.utc)
 MEASUREMENTS = 144
 HOUR_S, DAY_H = 3600, 24.0
 SPANS, STUDENT_T = 8, 2.447  # 97.5 % of Student's t with 6 degrees of freedom
-BOUNDS = {"rss_mb": 4.0, "anonymous_mb": 2.0, "handles": 0.5, "threads": 0.5, "wal_mb": 1.0}  # a day
+BOUNDS = {"rss_mb": 4.0, "anonymous_mb": 2.0, "handles": 0.5, "threads": 0.5}  # a day
+LIMITS = {"wal_mb": 16.0}  # never more
 
 
 # --- the sea, and what befalls the recorder ---------------------------------------------------------------------------
@@ -216,12 +217,11 @@ def slopes(found: Sequence[Measurement], warm_up_h: float) -> list[str]:
     for name in ("rss_mb", "pss_mb", "anonymous_mb", "handles", "threads", "database_mb", "wal_mb", "files"):
         values = [float(getattr(one, name)) for one in late]
         fit, low, high = slope([one.hours for one in late], values)
-        bound = BOUNDS.get(name)
+        bound, limit = BOUNDS.get(name, np.inf), LIMITS.get(name, np.inf)
         figures = " | ".join(f"{value:.1f}" for value in (values[0], values[-1], max(values)))
-        print(
-            f"| {name} | {figures} | {fit:+.2f} | {low:+.2f} to {high:+.2f} | {'' if bound is None else f'{bound:g}'} |"
-        )
-        above += [name] if bound is not None and low > bound else []
+        told = f"{bound:g} a day" if np.isfinite(bound) else f"{limit:g} at most" if np.isfinite(limit) else ""
+        print(f"| {name} | {figures} | {fit:+.2f} | {low:+.2f} to {high:+.2f} | {told} |")
+        above += [name] if low > bound or max(values) > limit else []
     return above
 
 
