@@ -28,6 +28,7 @@ NEW = ".recovering"
 # A freed page still holds the rows that were deleted: of this table, messages would be sent again.
 ONLY_BY_SQLITE = ("outbox",)
 SMALL = ("budgets",)
+UNBROKEN = ("detections", "sessions", "levels", "clock")  # rows are never deleted
 NUMBERED = ("detections", "sessions", "outbox")  # never give a number twice
 KINDS: Mapping[str, tuple[type, ...]] = {"INTEGER": (int,), "REAL": (float, int), "TEXT": (str,), "BLOB": (bytes, str)}
 SPARE_IDS = 1000  # numbers left out where some are lost, so that none is given twice
@@ -412,7 +413,7 @@ def settle(
         ids = [id for (id,) in connection.execute(f"SELECT id FROM {table.name} ORDER BY id")]
         rows[table.name] = len(ids)
         last = max([highest[table.name], *ids[-1:]])
-        if table.name in ("detections", "sessions") and (holes := list(missing(ids, last))):
+        if table.name in UNBROKEN and (holes := list(missing(ids, last))):
             lost[table.name] = ", ".join(holes[:TOLD]) + (", ..." if len(holes) > TOLD else "")
         if last:
             _start_ids(connection, table.name, last + SPARE_IDS)

@@ -96,7 +96,20 @@ class Detection:
 
 
 class DamagedError(InputError):
-    """A file is no database, or not a whole one."""
+    """A file is no database, or not a whole one.
+
+    Parameters
+    ----------
+    path : the file.
+    fault : what is wrong with it.
+    """
+
+    def __init__(self, path: Path, fault: str) -> None:
+        self.fault = " ".join(fault.replace("*** in database main ***", "").split())
+        super().__init__(
+            f"{path} is damaged or no database of detections: {self.fault}; move it and its -wal file away "
+            "(`sqlite3 FILE .recover` may rescue rows), a new one is then made"
+        )
 
 
 class FullError(OrcawatchError):
@@ -377,7 +390,7 @@ class Store:
         except DamagedError as fault:
             if self._rescue is None:
                 raise
-            self._rescue(self.path, str(fault))
+            self._rescue(self.path, fault.fault)
             return self._prepared("mode=rw")
 
     def _prepared(self, mode: str) -> sqlite3.Connection:
@@ -479,7 +492,7 @@ def set_up(connection: sqlite3.Connection, path: Path) -> None:
     except sqlite3.OperationalError as fault:
         raise InputError(f"{path} cannot be used: {fault}; name a file that can be written") from fault
     except sqlite3.DatabaseError as fault:
-        raise damaged(path, fault) from fault
+        raise DamagedError(path, str(fault)) from fault
 
 
 def look_through(connection: sqlite3.Connection, path: Path) -> None:
@@ -489,17 +502,9 @@ def look_through(connection: sqlite3.Connection, path: Path) -> None:
     except sqlite3.OperationalError as fault:
         raise InputError(f"{path} cannot be used: {fault}; name a file that can be written") from fault
     except sqlite3.DatabaseError as fault:
-        raise damaged(path, fault) from fault
+        raise DamagedError(path, str(fault)) from fault
     if found != "ok":
-        raise damaged(path, found)
-
-
-def damaged(path: Path, fault: object) -> DamagedError:
-    """What to say of a damaged file."""
-    return DamagedError(
-        f"{path} is damaged or no database of detections: {fault}; move it and its -wal file away "
-        "(`sqlite3 FILE .recover` may rescue rows), a new one is then made"
-    )
+        raise DamagedError(path, found)
 
 
 def undo(connection: sqlite3.Connection) -> None:
