@@ -32,6 +32,8 @@ from orcawatch.ledger import (
 from orcawatch.records import Missing
 from orcawatch.store import Detection, Store
 
+pytestmark = pytest.mark.parts  # whichever interpreter is there makes no difference
+
 RATE_HZ = 1000
 START = datetime(2026, 3, 1, tzinfo=timezone.utc)
 HOUR_S = 3600.0

@@ -31,6 +31,8 @@ from orcawatch.records import AudioBlock, ClockChange, Missing
 from orcawatch.soundcard import Opened
 from orcawatch.store import Store
 
+pytestmark = pytest.mark.parts  # whichever interpreter is there makes no difference
+
 RATE_HZ = 4000
 BLOCK_S = 0.1
 START = datetime(2026, 3, 1, 22, 15, tzinfo=timezone.utc)
