@@ -93,6 +93,9 @@ class Upkeep:
     def processed(self, loop: Loop) -> None:
         """One more item was dealt with."""
 
+    def ended(self, loop: Loop) -> None:
+        """The source has ended, and everything of it was dealt with."""
+
     def scored(self, seconds: float) -> None:
         """One more window was scored, in so many seconds."""
 
@@ -142,6 +145,7 @@ def run(
                 loop.take(item, windows)
                 upkeep.processed(loop)
             loop.recorder.finish()
+            upkeep.ended(loop)
     counts = {name: getattr(loop.recorder, name) for name in ("events", "shed", "failed", "lost")}
     return replace(listener.totals(), **counts)
 

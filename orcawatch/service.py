@@ -143,6 +143,11 @@ class Service(Upkeep):
             self._tell_at = now_s + TELL_S
             self._tell(loop)
 
+    def ended(self, loop: Loop) -> None:
+        """A last sign of life, with the effort since the one before."""
+        self._beat_at = self.clocks.steady_s()
+        self._tell(loop)
+
     def scored(self, seconds: float) -> None:
         """Note how long a window took."""
         self.metrics.inferred(seconds)

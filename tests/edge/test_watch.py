@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -117,12 +118,15 @@ def test_service_tells_how_it_is_and_reloads_and_ends_cleanly(watch: Manager, tm
     assert watch.service.wait(30) == 0
     with closing(sqlite3.connect(tmp_path / "out" / "detections.sqlite")) as database:
         assert database.execute("SELECT count(*) FROM sessions").fetchone() == (1,)
-        kinds = [kind for (kind,) in database.execute("SELECT kind FROM ledger")]
-    assert kinds == ["recorded"]
-    kinds_sent = [
-        line.split('"kind":"')[1].split('"')[0] for line in next((tmp_path / "out" / "messages").glob("*.jsonl")).open()
-    ]
-    assert {"heartbeat", "effort"} <= set(kinds_sent)
+        ((kind, samples),) = database.execute("SELECT kind, end_sample - start_sample FROM ledger").fetchall()
+    recorded_s = samples / 16000
+    assert kind == "recorded"
+    (file,) = (tmp_path / "out" / "messages").glob("*.jsonl")
+    messages = [json.loads(line) for line in file.open()]
+    efforts = [message["body"]["seconds"]["recorded"] for message in messages if message["kind"] == "effort"]
+    assert sum(efforts) == pytest.approx(recorded_s) and recorded_s > 1
+    beats = [message["body"] for message in messages if message["kind"] == "heartbeat"]
+    assert len(beats) == len(efforts) and beats[-1]["outbox"]["jsonl"]["parked"] == 0
 
 
 def test_watchdog_is_fed_by_work_and_not_by_time(watch: Manager) -> None:
