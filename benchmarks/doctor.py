@@ -529,6 +529,7 @@ hydrophone these delays must be those of a plane wave: no longer than sound take
 four on, consistent. Where they are not but would be with two channels exchanged, these are named; more than one pair
 may explain the same delays. Sounds must be sharp (claps, clicks, a ship's knocking) and come from further away than
 the array is wide. An exchange that mirrors the array, as that of opposite corners of a square, cannot be told.
+Proof is a tap on one hydrophone after the other: `loudest` says when each channel was loudest.
 
 ## Seeded faults
 

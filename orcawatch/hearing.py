@@ -71,6 +71,7 @@ def check_audio(
     return [
         *finite_findings(bad, len(samples), channels),
         *level_findings(finite, channels, hydrophones, adc_peak_v),
+        *loudest_findings(sound, rate_hz, names),
         *resolution_findings(sound, names),
         *clipping_findings(sound, names),
         *offset_findings(finite, channels),
@@ -158,6 +159,16 @@ def below_others_db(levels: Figures, index: int) -> float:
 def listed(levels: Sequence[float]) -> str:
     """Levels in words."""
     return ", ".join(f"{level:.1f}" for level in levels)
+
+
+def loudest_findings(samples: Array, rate_hz: int, channels: Sequence[int]) -> Iterator[Finding]:
+    """When each channel was loudest: who taps one hydrophone after the other sees which channel is which."""
+    moments = {
+        channel: np.argmax(np.abs(column - column.mean())) / rate_hz for channel, column in zip(channels, samples.T)
+    }
+    if moments:
+        text = ", ".join(f"channel {channel} at {moment_s:.1f} s" for channel, moment_s in moments.items())
+        yield Finding("loudest", OK, text)
 
 
 def resolution_findings(samples: Array, channels: Sequence[int]) -> Iterator[Finding]:
@@ -324,10 +335,13 @@ def order_text(
     if not swaps:
         return (
             found,
-            "compare position_m and `channels` with the array; tap each hydrophone in turn and watch the levels",
+            "compare position_m and `channels` with the array; tap one hydrophone after the other, see `loudest`",
         )
     pairs = " or ".join(f"{channels[one]} and {channels[other]}" for one, other in swaps)
-    return f"{found}; they would fit with channels {pairs} exchanged (a hint)", "tap each hydrophone in turn"
+    return (
+        f"{found}; they would fit with channels {pairs} exchanged (a hint)",
+        "tap one hydrophone after the other, see `loudest`",
+    )
 
 
 def swapped(positions: Figures, pair: tuple[int, int]) -> Figures:

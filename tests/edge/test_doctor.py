@@ -241,6 +241,17 @@ def test_levels_are_told_calibrated_where_that_is_possible() -> None:
     assert told == ["-40.0, -34.0 dB re full scale"] * 2 + ["122.5, 128.5 dB re 1 uPa"]
 
 
+def test_taps_tell_which_channel_is_which() -> None:
+    """The third hydrophone is tapped first, then the first, then the second; one has a DC offset."""
+    samples = np.random.default_rng(0).normal(0, 0.001, (16000 * 4, 3)).astype(np.float32)
+    samples[:, 1] -= 0.3
+    for second, channel in ((1, 2), (2, 0), (3, 1)):
+        samples[16000 * second : 16000 * second + 30, channel] += 0.2
+        samples[16000 * second : 16000 * second + 30] += 0.05  # the frame carries it to the others
+    (found,) = [finding for finding in check_audio(samples, 16000, [5, 6, 7]) if finding.check == "loudest"]
+    assert found.found == "channel 5 at 2.0 s, channel 6 at 3.0 s, channel 7 at 1.0 s"
+
+
 def test_one_channel_is_compared_with_none() -> None:
     samples = np.random.default_rng(0).normal(0, 0.01, (32000, 1)).astype(np.float32)
     findings = check_audio(samples, 16000, [3])
