@@ -129,15 +129,12 @@ def with_guano_chunk(wav: bytes, text: str) -> bytes:
 
     Raises
     ------
-    ValueError : the bytes are no RIFF file.
+    ValueError : the bytes are no RIFF file, or of odd length: chunks begin at even positions.
     """
-    if wav[:4] != b"RIFF" or wav[8:12] != b"WAVE":
-        raise ValueError(f"metadata needs a RIFF WAVE file, which begins with RIFF....WAVE, not {wav[:12]!r}")
+    if wav[:4] != b"RIFF" or wav[8:12] != b"WAVE" or len(wav) % 2:
+        raise ValueError(
+            f"metadata needs a RIFF WAVE file of even length, not {len(wav)} bytes that begin with {wav[:12]!r}"
+        )
     content = text.encode()
-    body = even(wav[8:]) + CHUNK.pack(b"guan", len(content)) + even(content)
+    body = wav[8:] + CHUNK.pack(b"guan", len(content)) + content + b"\0" * (len(content) % 2)
     return CHUNK.pack(b"RIFF", len(body)) + body
-
-
-def even(content: bytes) -> bytes:
-    """Chunks begin at even positions: one zero byte follows an odd one."""
-    return content + b"\0" * (len(content) % 2)

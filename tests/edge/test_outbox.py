@@ -470,6 +470,20 @@ def test_a_full_queue_drops_the_oldest_thumbnails_and_never_detections(
     sender.close()
 
 
+def test_thumbnails_go_before_older_heartbeats(store: Store, clocks: FakeClocks, sink: FakeSink) -> None:
+    box, sender = made(store, clocks, queue_of(sink, most_bytes=40_000))
+    for kind in ("effort", "heartbeat", "thumbnail"):
+        post(box, store, *[kind] * 4, body={"text": "x" * 3000})
+    post(box, store, *["effort"] * 4, body={"text": "x" * 3000})
+    stepped(sender, clocks, 10)
+    assert kinds(sink).count("effort") == 8 and kinds(sink).count("thumbnail") == 0
+    post(box, store, *["effort"] * 20, body={"text": "x" * 3000})
+    stepped(sender, clocks, 10)
+    rows = [message.row for message in sink.got[-11:]]
+    assert rows == list(range(rows[0], 37)) and box.depths()["far"].dropped == 16 + 20 - len(sink.got)  # the oldest go
+    sender.close()
+
+
 def test_detections_stay_also_where_nothing_else_is_left_to_drop(
     store: Store, clocks: FakeClocks, sink: FakeSink
 ) -> None:

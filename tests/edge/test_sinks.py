@@ -281,6 +281,21 @@ def test_what_was_written_but_not_marked_is_not_written_twice(tmp_path: Path) ->
     assert written(tmp_path) == [first.payload + b"\n", second.payload + b"\n"]
 
 
+def test_a_new_file_that_is_still_empty_does_not_hide_the_last_line(tmp_path: Path) -> None:
+    sink = lines_sink(tmp_path)
+    sink.open()
+    sink.send(msg(1))
+    sink.send(second := msg(2))
+    sink.close()
+    (tmp_path / "messages-000002-20260702.jsonl").touch()  # killed right after it was begun
+    sink = lines_sink(tmp_path, UTC + timedelta(days=1))
+    sink.open()
+    sink.send(second)
+    sink.send(third := msg(3))
+    sink.close()
+    assert written(tmp_path)[1:] == [second.payload + b"\n", third.payload + b"\n"]
+
+
 @pytest.mark.parts
 def test_killed_at_any_moment_every_line_is_there_once(tmp_path: Path) -> None:
     """A program that sends 300 messages through the outbox is killed again and again until all are sent."""
