@@ -207,12 +207,14 @@ class Account:
     Attributes
     ----------
     power : whether the power is cut: that a message was sent is not written at once, so that it may go again.
+    kills : so far.
     told : by row, (session, start_sample, end_sample), as acknowledged.
     counts : how often what happened.
     faults : what must not be.
     """
 
     power: bool = False
+    kills: int = 0
     told: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
@@ -231,6 +233,7 @@ class Account:
             self.expect(id not in self.told, f"row {id} was acknowledged twice")
             self.told[id] = (where[0], where[1], where[2])
         self.expect(killed, "a victim ended by itself: see victim.log")
+        self.kills += 1
         self.counts["killed while starting"] += READY not in whole
         self.counts["killed before the first detection"] += READY in whole and not acknowledged
         self.counts["killed while detecting"] += bool(acknowledged)
@@ -323,6 +326,10 @@ def check_files(account: Account, connection: sqlite3.Connection, output: Path) 
     }
     for what, where in counts.items():
         account.counts[what] = connection.execute(f"SELECT count(*) FROM detections WHERE {where}").fetchone()[0]
+    untold = account.counts["detections"] - len(account.told)
+    account.expect(
+        0 <= untold <= account.kills, f"{untold} rows were written and not acknowledged, in {account.kills} kills"
+    )
 
 
 def check_start(account: Account, output: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
@@ -118,21 +119,21 @@ def size_of_pages(path: Path) -> int:
 
 
 def pages_of(path: Path, page_b: int) -> Iterator[tuple[int, bytes]]:
-    """(number, bytes) of every whole page of a database."""
-    with path.open("rb") as file:
-        number = 1
-        while len(page := file.read(page_b)) == page_b:
+    """(number, bytes) of every whole page of a database that the disk gives."""
+    read = page_reader(path, page_b)
+    for number in range(1, path.stat().st_size // page_b + 1):
+        if page := read(number):
             yield number, page
-            number += 1
 
 
 def page_reader(path: Path, page_b: int) -> Callable[[int], bytes]:
-    """A function that reads one page of a database by its number; b"" where there is none."""
+    """A function that reads one page of a database by its number; b"" where there is none, or the disk refuses."""
 
     def read(number: int) -> bytes:
-        with path.open("rb") as file:
+        with suppress(OSError), path.open("rb") as file:
             file.seek((number - 1) * page_b)
             return file.read(page_b) if number else b""
+        return b""
 
     return read
 

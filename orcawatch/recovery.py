@@ -129,8 +129,8 @@ def unreadable(names: Iterable[str]) -> str:
 
 
 def write_ahead_of(path: Path) -> bytes:
-    """The bytes of a database's write-ahead log."""
-    with suppress(FileNotFoundError):
+    """The bytes of a database's write-ahead log; none where it is missing, or the disk refuses."""
+    with suppress(OSError):
         return Path(f"{path}-wal").read_bytes()
     return b""
 

@@ -17,7 +17,7 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Callable
 
-from .durable import Complaint, make_folder
+from .durable import Complaint, make_folder, write_bytes
 from .errors import InputError, OrcawatchError
 from .schema import STEPS, migrate
 
@@ -31,6 +31,8 @@ COLUMNS = (
     "bundle_digest, clip, snapshot, numbers, station, session, start_sample, end_sample, synchronised, hydrophones, "
     "levels_db, level_unit, verdict, verdict_note, verdict_utc, removed"
 )
+CREATE = "mode=rwc"
+UNREADABLE = "disk I/O error"
 BUSY_S = 5.0  # how long to wait for another process that is writing
 WRITE_AHEAD_B = 4 << 20  # size to which the write-ahead log is cut back
 CURE = "check that the disk is there, can be written to and is not full"
@@ -249,7 +251,7 @@ class Store:
         self._unsure: dict[tuple[Any, ...], int] = {}  # rows of failed commits, and the last id before them
         self._write_ahead_b = WRITE_AHEAD_B
         make_folder(path.parent)
-        self._connection = self._open("mode=rwc")
+        self._connection = self._open(CREATE)
         self._last = last_id(self._connection)  # of the last acknowledged row
 
     @staticmethod
@@ -397,17 +399,22 @@ class Store:
         try:
             connection = connected(self.path, mode)
         except sqlite3.Error as fault:
-            raise InputError(f"{self.path} cannot be opened: {fault}; name a file that can be written") from fault
+            raise refusal(self.path, fault) from fault
         try:
             set_up(connection, self.path)
-            if self._look:
-                look_through(connection, self.path)
+            self._examine(connection, self._look and mode == CREATE)
             self._migrate(connection)
-            self._file, self._look = identity(self.path), False
+            self._examine(connection, self._look)  # on a disk that is read-only it does not come to this
+            self._file = identity(self.path)
         except BaseException:
             connection.close()
             raise
         return connection
+
+    def _examine(self, connection: sqlite3.Connection, look: bool) -> None:
+        if look:
+            look_through(connection, self.path)
+            self._look = False
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         """Run the steps that the file has not seen, in one transaction: all or none.
@@ -450,7 +457,7 @@ class Store:
         if "is full" in str(fault):
             return FullError(text)
         self._suspect = "is locked" not in str(fault)
-        self._look = not isinstance(fault, sqlite3.OperationalError)
+        self._look = UNREADABLE in str(fault) or not isinstance(fault, sqlite3.OperationalError)
         return OrcawatchError(text)
 
     def _bound(self, connection: sqlite3.Connection) -> None:
@@ -489,22 +496,41 @@ def set_up(connection: sqlite3.Connection, path: Path) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA journal_size_limit = {WRITE_AHEAD_B}")
-    except sqlite3.OperationalError as fault:
-        raise InputError(f"{path} cannot be used: {fault}; name a file that can be written") from fault
     except sqlite3.DatabaseError as fault:
-        raise DamagedError(path, str(fault)) from fault
+        raise refusal(path, fault) from fault
 
 
 def look_through(connection: sqlite3.Connection, path: Path) -> None:
     """Look at every page; raises as `set_up`."""
     try:
         found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-    except sqlite3.OperationalError as fault:
-        raise InputError(f"{path} cannot be used: {fault}; name a file that can be written") from fault
     except sqlite3.DatabaseError as fault:
-        raise DamagedError(path, str(fault)) from fault
+        raise refusal(path, fault) from fault
     if found != "ok":
         raise DamagedError(path, found)
+
+
+def refusal(path: Path, fault: sqlite3.Error) -> InputError:
+    """What to raise where a file cannot be opened and read.
+
+    Where a part cannot be read and yet the disk takes what is written, it is the file that is damaged.
+    """
+    if not isinstance(fault, sqlite3.OperationalError):
+        return DamagedError(path, str(fault))
+    if UNREADABLE in str(fault) and can_be_written(path.parent):
+        return DamagedError(path, f"a part of it cannot be read ({fault})")
+    return InputError(f"{path} cannot be opened: {fault}; name a file that can be read and written")
+
+
+def can_be_written(folder: Path) -> bool:
+    """Whether a disk takes a small file."""
+    probe = folder / "probe"
+    try:
+        write_bytes(probe, b"orcawatch")
+        probe.unlink()
+    except OSError:
+        return False
+    return True
 
 
 def undo(connection: sqlite3.Connection) -> None:

@@ -339,3 +339,30 @@ def test_a_row_that_makes_no_sense_is_left_out(path: Callable[[str], Path], whol
     Store(file).close()
     found = rescued(file, contents(file.parent))
     assert set(whole) - set(found) == {152}
+
+
+UNREADABLE = """
+import sys
+from pathlib import Path
+from orcawatch.recovery import open_store
+with open_store(Path(sys.argv[1])) as store:
+    print(len(store.detections()))
+"""
+
+
+@pytest.mark.parametrize("first", [1, 30, 150])
+def test_a_file_of_which_the_disk_cannot_read_a_part_is_rescued(
+    path: Callable[[str], Path], whole: dict[int, Detection], first: int
+) -> None:
+    """From some read on the disk refuses."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    file = path("closed")
+    before = contents(file.parent)
+    refuse = ["-P", str(file), "-e", f"inject=pread64:error=EIO:when={first}+"]
+    command = ["strace", "-f", "-o", "/dev/null", *refuse, sys.executable, "-c", UNREADABLE, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    (aside,) = file.parent.glob("*damaged*Z")
+    assert aside.read_bytes() == before["d.sqlite"], done.stderr
+    with open_store(file) as store:
+        assert {row.id: row for row in store.detections()} == whole
