@@ -19,8 +19,8 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
@@ -84,7 +84,7 @@ class Sea:
         self._scenes = [simulate_scene(one).samples[:, :channels].astype(np.float32) for one in (quiet, busy)]
         self.info = StreamInfo("soak", RATE_HZ, channels, live=True)
         self.behind_s = 0.0
-        self.truth: Counter[str] = Counter()  # seconds of each kind
+        self.truth: defaultdict[str, float] = defaultdict(float)  # seconds of each kind
         self.clock = SampleClock(RATE_HZ, clocks)
         self.utc_at = self.clock.utc_at
         self._clocks = clocks
@@ -176,7 +176,8 @@ class Meter:
                 memory["Anonymous"],
                 len(list(Path("/proc/self/fd").iterdir())) - 1,
                 len(list(Path("/proc/self/task").iterdir())),
-                *(path.stat().st_size / 2**20 if path.exists() else 0.0 for path in (database, wal)),
+                size_mb(database),
+                size_mb(wal),
                 sum(1 for folder in ("clips", "snapshots") for _ in (self._output / folder).glob("*")),
             )
         )
@@ -186,6 +187,11 @@ class Meter:
     def _row(self, one: Measurement) -> str:
         cells = [f"{value:.1f}" if isinstance(value, float) else str(value) for value in asdict(one).values()]
         return f"| {' | '.join(cells)} | {time.monotonic() - self._started_s:.0f} |"
+
+
+def size_mb(path: Path) -> float:
+    """Size of a file, 0 where there is none."""
+    return path.stat().st_size / 2**20 if path.exists() else 0.0
 
 
 def memory_mb(process: int | str) -> dict[str, float]:
@@ -225,14 +231,14 @@ def slopes(found: Sequence[Measurement], warm_up_h: float) -> list[str]:
     return above
 
 
-def ledger_s(database: Path) -> Counter[str]:
+def ledger_s(database: Path) -> dict[str, float]:
     """Seconds of each kind in the ledger's last session."""
     with closing(sqlite3.connect(database)) as connection:
         rows = connection.execute(
             "SELECT kind, sum(end_sample - start_sample) FROM ledger WHERE session = (SELECT max(id) FROM sessions) "
             "AND start_sample >= 0 GROUP BY kind"
         ).fetchall()
-    return Counter({kind: samples / RATE_HZ for kind, samples in rows})
+    return {kind: samples / RATE_HZ for kind, samples in rows}
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -271,12 +277,12 @@ def soak(output: Path, given: argparse.Namespace) -> int:
     above = slopes(meter.found, given.warm_up)
     found = ledger_s(output / "detections.sqlite")
     print(f"\n{totals}\nledger: {seconds(found)}\ntruth:  {seconds(sea.truth)}")
-    wrong = [kind for kind in {*found, *sea.truth} if abs(found[kind] - sea.truth[kind]) > 1e-6]
+    wrong = [kind for kind in {*found, *sea.truth} if abs(found.get(kind, 0) - sea.truth[kind]) > 1e-6]
     print(f"above their bounds: {', '.join(above) or 'none'}; not the truth: {', '.join(wrong) or 'none'}")
     return 1 if above or wrong else 0
 
 
-def seconds(found: Counter[str]) -> str:
+def seconds(found: Mapping[str, float]) -> str:
     """Seconds by kind."""
     return ", ".join(f"{kind} {found[kind]:.3f} s" for kind in sorted(found))
 
