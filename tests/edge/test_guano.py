@@ -102,6 +102,12 @@ def test_long_and_foreign_text_survives(tmp_path: Path) -> None:
     assert mutagen_flac.FLAC(flac)["comment"] == [guano_text(fields)]
 
 
+@pytest.mark.parametrize("note", ["x", "xx"])
+def test_chunks_are_of_even_length_and_the_file_is_as_long_as_it_says(tmp_path: Path, note: str) -> None:
+    content = write_clip(tmp_path / "a", noise(1), RATE_HZ, {"Note": note}, "wav").read_bytes()
+    assert len(content) % 2 == 0 and int.from_bytes(content[4:8], "little") == len(content) - 8
+
+
 def test_what_is_not_known_is_left_out() -> None:
     bare = Detection(None, "x.flac", 1.0, 2.0, None, 0.5, (0,), (0.5,), 0, "b", "c")
     fields = clip_metadata(bare, 0, 16000, 16000)

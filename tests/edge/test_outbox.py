@@ -506,13 +506,17 @@ def test_parked_messages_go_first_but_detections(store: Store, clocks: FakeClock
     box, sender = made(store, clocks, queue_of(sink, most_bytes=50_000))
     sink.faults = [RefusedError("400") for _ in range(6)]
     for _ in range(3):
-        post(box, store, "detection", "thumbnail", body={"text": "x" * 5000})
+        post(box, store, "detection", "heartbeat", body={"text": "x" * 5000})
     stepped(sender, clocks, 5)
     sink.away = lambda: UnreachableError("no network")
-    for _ in range(7):
+    post(box, store, "thumbnail")
+    for _ in range(6):
         post(box, store, "detection", body={"text": "x" * 5000})
     depth = box.depths()["far"]
     assert (depth.messages, depth.parked, depth.dropped) == (7, 3, 3)
+    sink.away = lambda: None
+    stepped(sender, clocks, 301)
+    assert kinds(sink) == ["detection"] * 6 + ["thumbnail"]
     sender.close()
 
 
