@@ -228,9 +228,13 @@ class Retention:
         old = f"{KEPT} AND synchronised IS NOT 0 AND julianday(start_utc) < julianday(?)"
         undated = [kept for kept in self._rows(f"{KEPT} AND start_utc IS NULL") if newest(kept) < limit.timestamp()]
         found = [*self._rows(old, limit.isoformat()), *undated]
+        removed = 0
         for batch in batches(found):
+            if self._done.is_set():
+                break
             self._remove(batch, f"older than {settings.max_age_days:g} days")
-        return len(found)
+            removed += len(batch)
+        return removed
 
     def _too_many(self, settings: RetentionSettings) -> int:
         if settings.max_clips_mb is None:
@@ -251,7 +255,7 @@ class Retention:
         removed = 0
         if next(self._files(), None) is None:
             return 0
-        while wanted_b > 0 and (batch := self._next(wanted_b)):
+        while wanted_b > 0 and not self._done.is_set() and (batch := self._next(wanted_b)):
             wanted_b -= sum(kept.size_b for kept in batch)
             self._remove(batch, why)
             removed += len(batch)
