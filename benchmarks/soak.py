@@ -1,10 +1,10 @@
 """A day of audio, accelerated, through the daemon: does it hold more and more memory, handles or disk?
 
-    python benchmarks/soak.py [--hours 24] [--channels 1] [--hop 0.96] [--output FOLDER]
+    python benchmarks/soak.py [--hours 24] [--channels 1] [--hop 0.9] [--output FOLDER]
 
 The daemon's own loop with everything real behind it: the shipped bundle, database, ledger, levels, clips, snapshots,
 retention and a JSON lines sink. Only the source and its clocks are simulated: one channel at 32 kHz, windows every
-0.96 s (24 h then take a quarter of an hour on one core; with --channels 4 --hop 0.48 an hour and more). In each quarter
+0.9 s (24 h then take a quarter of an hour on one core; with --channels 4 --hop 0.48 an hour and more). In each quarter
 of an hour there is a minute with calls. Overruns, a device that is gone, shed audio, steps of the clock and backlogs
 that send the daemon down its ladder come at fixed times. The process is measured 144 times.
 
@@ -97,7 +97,7 @@ class Sea:
         for second in range(self._seconds):
             if second % self._every == 0:
                 self._measure(second / HOUR_S)
-            self.behind_s = 8.0 if 7000 <= second % 14400 < 7060 else 0.0
+            self.behind_s = 8.0 if 1000 <= second % 14400 < 1060 else 0.0
             self._pass(second)
             change = self.clock.check(second * RATE_HZ)
             if change is not None:
@@ -293,7 +293,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=24.0)
     parser.add_argument("--warm-up", type=float, default=None, help="hours; a sixth of all by default")
     parser.add_argument("--channels", type=int, default=1)
-    parser.add_argument("--hop", type=float, default=0.96)
+    parser.add_argument("--hop", type=float, default=0.9)
     parser.add_argument("--output", type=Path, default=None, help="a folder to keep; else one that is removed")
     given = parser.parse_args()
     given.warm_up = given.hours / 6 if given.warm_up is None else given.warm_up
