@@ -179,7 +179,7 @@ class Track:
         return Missing(start, self.position, hole.kind, hole.cause)
 
     def _end(self, ended: Ended) -> Iterator[Item]:
-        """Let go of everything; from now on there is no card."""
+        """Let go of everything; from now on there is no card, for the reason that was given first."""
         if self._held and self._base is None:
             yield from self._begin()
         yield from self._settle()
@@ -188,7 +188,7 @@ class Track:
         if self._began_s is not None:
             self._clock.begin(0, self._began_s)
         self._began_s = self._base = self._before = None
-        self._gone = f"device gone: {ended.text}"
+        self._gone = self._gone or f"device gone: {ended.text}"
 
 
 OVERRUN = "overrun"

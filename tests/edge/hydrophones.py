@@ -126,7 +126,7 @@ class Sea:
         """
         player = subprocess.Popen(
             ["pacat", "--playback", f"--device={name}", "--raw", f"--format={FORMATS[sample_format]}", f"--rate={rate_hz}",
-             f"--channels={channels}", f"--channel-map={MAPS[channels]}", "--latency-msec=200"],
+             f"--channels={channels}", f"--channel-map={MAPS[channels]}", "--latency-msec=1000"],
             stdin=subprocess.PIPE, env=self._all(),
         )  # fmt: skip
         silence = bytes(round(LEAD_S * rate_hz) * channels * BYTES[sample_format])

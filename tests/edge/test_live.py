@@ -252,6 +252,16 @@ def test_card_that_is_absent_at_first_is_waited_for(card: Card, caplog: pytest.L
     assert sum("plug it in" in record.getMessage() for record in caplog.records) == 1
 
 
+def test_hole_has_the_cause_that_it_began_with(card: Card) -> None:
+    """What the tries to open the card again say stands in the log."""
+    pulled = [opened(), ("audio", 200), ("fault", "it was pulled out")]
+    command = card.command(pulled, [("fault", "no such card")], [("fault", "nothing")], [opened(), ("audio", 900)])
+    with LiveSource(CHOICE, Clocks(), command=command) as source:
+        items = heard(source, 400)
+    check_whole(items)
+    assert [(kind, cause) for kind, cause, _ in holes(items)] == [("gap", "device gone: it was pulled out")]
+
+
 def test_missing_comes_while_the_card_is_away(card: Card) -> None:
     with LiveSource(CHOICE, Clocks(), command=card.command([("fault", "nothing there")])) as source:
         arrivals_s, items = [time.monotonic()], []
