@@ -10,6 +10,7 @@ that send the daemon down its ladder come at fixed times. The process is measure
 
 Prints each sixth measurement, then slopes after the warm-up with 95 % intervals, then the ledger's sums beside the
 truth. Exit code 1 where a slope lies above its bound with its whole interval, or where the ledger is not the truth.
+Runs of less than half a day are for trying: their slopes are those of the warm-up.
 """
 
 from __future__ import annotations
