@@ -17,7 +17,7 @@ from typing import Callable
 import pytest
 
 from orcawatch import pages, recovery
-from orcawatch.errors import InputError
+from orcawatch.errors import InputError, OrcawatchError
 from orcawatch.recovery import open_store
 from orcawatch.schema import STEPS, migrate
 from orcawatch.store import Detection, Store
@@ -366,3 +366,23 @@ def test_a_file_of_which_the_disk_cannot_read_a_part_is_rescued(
     assert aside.read_bytes() == before["d.sqlite"], done.stderr
     with open_store(file) as store:
         assert {row.id: row for row in store.detections()} == whole
+
+
+def test_damage_that_shows_while_running_is_rescued_too(
+    path: Callable[[str], Path], whole: dict[int, Detection]
+) -> None:
+    """One call fails; the next one finds a new database in place."""
+    with open_store(path("closed")) as store:
+        os.truncate(store.path, 40 * PAGE_B)
+        store._connection.execute("PRAGMA shrink_memory")  # SQLite still knows the pages
+        added, refused = [], 0
+        while len(added) < 3:
+            try:
+                added.append(store.add(ROW))
+            except OrcawatchError:
+                refused += 1
+                assert refused < 3
+        rows = {row.id: row for row in store.detections()}
+        assert set(added) <= set(rows) and refused > 0
+        assert all(row == whole[int(id or 0)] for id, row in rows.items() if id not in added)
+        assert len(rows) > 20 and list(store.path.parent.glob("*damaged*Z"))
