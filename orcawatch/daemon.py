@@ -232,10 +232,12 @@ class Loop:
 
     def _climb(self) -> None:
         """Take another step of the overload ladder where the backlog says so."""
-        before = self.ladder.step
+        before = self.ladder.number
         step = self.ladder.update(self.source.behind_s, self._clocks.steady_s())
         if step is not None:
-            log.warning("overload: %s, after %s (%.1f s wait)", step.name, before.name, self.source.behind_s)
+            level = logging.WARNING if self.ladder.number > before else logging.INFO
+            was = self.ladder.steps[before].name
+            log.log(level, "overload: %s, after %s (%.1f s wait)", step.name, was, self.source.behind_s)
             self.listener.take(step)
             self.logbook.step(self.ladder.number, step)
 

@@ -66,6 +66,8 @@ class Logbook:
         self._settings = settings
         self._outbox = outbox
         self._calibration = levels.calibration(settings.hydrophones, settings.adc_peak_v, len(channels))
+        if settings.hydrophones and self._calibration.unknown is not None:
+            log.warning("levels are in dB re full scale: %s", self._calibration.unknown)
         self._meter = LevelMeter(len(channels), source.info.rate_hz, self._calibration, settings.levels.every_s)
         self._unwritten: deque[tuple[Levels, datetime | None, bool | None]] = deque(maxlen=UNWRITTEN)
 
@@ -145,16 +147,18 @@ class Logbook:
         if picture is not None:
             self.post(("thumbnail", thumbnail_body(detection, picture)))
 
-    def post(self, *messages: tuple[str, Mapping[str, Any]]) -> None:
-        """Put messages, (kind, body), into the outbox; those that a full disk refuses are gone, and logged."""
+    def post(self, *messages: tuple[str, Mapping[str, Any]]) -> bool:
+        """Put messages, (kind, body), into the outbox; whether the disk took them: otherwise they are gone."""
         if self._outbox is None:
-            return
+            return True
         try:
             with self._store.transaction() as connection:
                 for kind, body in messages:
                     self._outbox.post(connection, kind, body)
         except OrcawatchError as fault:
             log.error("%s for the sinks dropped: %s", " and ".join(kind for kind, _ in messages), fault)
+            return False
+        return True
 
     def close(self) -> None:
         """End the session."""

@@ -211,9 +211,11 @@ class Service(Upkeep):
     def _beat(self, loop: Loop, facts: Facts, depths: Mapping[str, Depth]) -> None:
         """Sign of life, and effort since the last one."""
         self._beat_at = self.clocks.steady_s() + self._settings.heartbeat_s
-        since, self._since = self._since, (self.clocks.utc(), facts.account)
-        effort = effort_body(since[0], self._since[0], since[1], facts.account)
-        loop.logbook.post(("heartbeat", heartbeat_body(facts, depths)), ("effort", effort))
+        since_utc, before = self._since
+        now_utc = self.clocks.utc()
+        effort = effort_body(since_utc, now_utc, before, facts.account)
+        if loop.logbook.post(("heartbeat", heartbeat_body(facts, depths)), ("effort", effort)):
+            self._since = now_utc, facts.account
 
     def _facts(self, loop: Loop) -> Facts:
         clock, latest = loop.source.clock, loop.logbook.latest
