@@ -67,7 +67,7 @@ class Logbook:
         self._outbox = outbox
         self._calibration = levels.calibration(settings.hydrophones, settings.adc_peak_v, len(channels))
         if settings.hydrophones and self._calibration.unknown is not None:
-            log.warning("levels are in dB re full scale: %s", self._calibration.unknown)
+            log.warning("%s", self._calibration.unknown)
         self._meter = LevelMeter(len(channels), source.info.rate_hz, self._calibration, settings.levels.every_s)
         self._unwritten: deque[tuple[Levels, datetime | None, bool | None]] = deque(maxlen=UNWRITTEN)
 
