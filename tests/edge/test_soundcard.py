@@ -383,7 +383,7 @@ def test_capture_process_that_was_stopped_for_long_has_lost_audio_and_the_clock_
     shifts = [position_less_counter(block) for block in ear.blocks if block.samples[-1, 0] > 0]
     lost_s = source.unnoticed_s
     assert 0.5 < lost_s < 3.0 and (source.overruns, source.reopens) == (0, 0)
-    assert abs(shifts[-1] - shifts[0]) < 0.05 * rate_hz
+    assert abs(shifts[-1] - shifts[0]) < 0.15 * rate_hz  # blocks arrive by twos: jitter of 0.1 s
     causes = {item.cause for item in ear.items if isinstance(item, Missing)}
     assert causes == {"samples lost without notice"}
 
