@@ -50,7 +50,7 @@ Exit codes:
 # Commands that come with an extra: what their line in --help says, and how to install what they need.
 EXTRAS = {
     "train": ("Train a bundle from labelled recordings.", "pip install 'orcawatch[train]'"),
-    "deploy": ("Build and quantize bundles.", "pip install 'orcawatch[train]'"),
+    "deploy": ("Install the service; quantize, build and verify bundles.", "pip install 'orcawatch[train]'"),
 }
 
 
