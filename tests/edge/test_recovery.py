@@ -123,7 +123,7 @@ def test_whole_databases_stay_where_they_are(path: Callable[[str], Path], whole:
         assert not list(store.path.parent.glob("*damaged*"))
 
 
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("seed", range(12))
 def test_rows_beside_damaged_pages_are_rescued(
     path: Callable[[str], Path], whole: dict[int, Detection], seed: int
 ) -> None:
@@ -301,9 +301,8 @@ recovery.open_store(Path(sys.argv[1]))
 
 @pytest.mark.parametrize(
     "step",
-    ["recovery.move", "recovery.move-after", "recovery.rebuild", "recovery.settle", "recovery._tell-after", "Path.replace",
-     "Path.replace-after", "recovery.fill-after"],
-)  # fmt: skip
+    ["recovery.move", "recovery.rebuild", "recovery._tell-after", "Path.replace-after", "recovery.fill-after"],
+)
 def test_a_rescue_that_is_killed_is_begun_again(
     path: Callable[[str], Path], whole: dict[int, Detection], step: str
 ) -> None:

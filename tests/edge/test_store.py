@@ -137,6 +137,7 @@ def kill_at_random(path: Path, first: int, rng: random.Random) -> list[tuple[int
     return [(int(id), int(count)) for id, count in (line.split() for line in lines if line.endswith("\n"))]
 
 
+@pytest.mark.parts
 def test_acknowledged_rows_survive_sigkill(tmp_path: Path) -> None:
     rng = random.Random(0)
     acknowledged: list[tuple[int, int]] = []
@@ -342,6 +343,7 @@ def test_a_reader_creates_and_changes_nothing(tmp_path: Path) -> None:
     assert {file.name for file in tmp_path.iterdir()} <= {"events.db", "events.db-wal", "events.db-shm", "other.db"}
 
 
+@pytest.mark.parts
 def test_the_write_ahead_log_stays_small(tmp_path: Path) -> None:
     """A reader keeps SQLite from emptying it; once that is gone it shrinks."""
     path = tmp_path / "events.db"
@@ -393,6 +395,7 @@ def test_room_that_was_kept_is_given_up_when_the_disk_is_full(tmp_path: Path, no
         assert asked == [False, True, False]
 
 
+@pytest.mark.parts
 @pytest.mark.parametrize("call", ["fdatasync", "pwrite64"])
 def test_a_commit_that_failed_is_never_doubled(tmp_path: Path, call: str) -> None:
     """The disk refuses a call of a commit; whether or not the row is there in spite of it, a second try leaves one."""
