@@ -14,7 +14,10 @@ from orcawatch.deploy.build import build_bundle, plan_bundle, verify_bundle
 from orcawatch.deploy.cli import deploy
 from orcawatch.deploy.models import store
 from orcawatch.deploy.run import Run, read_run
+from orcawatch.ensemble import Ensemble
 from orcawatch.errors import BundleError, InputError, OrcawatchError
+from orcawatch.load import steps
+from orcawatch.records import Window
 
 VOTE = ("small_mel_neg", "small_power", "fusion_neg")
 
@@ -51,6 +54,30 @@ def test_thresholds_of_the_runs_vote_are_the_training_sides(run: Run, tmp_path: 
         "other_species": 6,
         "ship": 6,
     }
+
+
+def test_overload_leaves_the_cheapest_backbone_alone(run: Run, tmp_path: Path) -> None:
+    """The members that listen to it score as before; the other backbone is not run, and its members have no score."""
+    bundle = load_bundle(build(run, tmp_path / "bundle", "float32", everything=True))
+    step = steps(bundle, 1)[-1]
+    cheapest = min(bundle.backbones.values(), key=lambda entry: (bundle.folder / entry.file).stat().st_size).name
+    assert step.name.endswith(f"{cheapest} alone") and bundle.backbones_of(step.vote) == (cheapest,)
+    ensemble = Ensemble(bundle)
+    generator = np.random.default_rng(0)
+    rows = {
+        name: generator.random((1, entry.front_end.frames, entry.front_end.shape[1]), np.float32)
+        for name, entry in bundle.backbones.items()
+    }
+    window = Window(0, 1, rows)
+    whole = ensemble.score(window)
+    (other,) = set(bundle.backbones) - {cheapest}
+    ensemble._backbones[other].features = None  # type: ignore[assignment,method-assign]
+    found = ensemble.score(window, step.columns, step.vote)
+    alone = [bundle.backbones_of([name]) == (cheapest,) for name in bundle.members]
+    np.testing.assert_array_equal(found.member_scores[0][alone], whole.member_scores[0][alone])
+    assert np.isnan(found.member_scores[0][np.logical_not(alone)]).all()
+    columns = [bundle.members.index(name) for name in step.vote]
+    assert found.score == pytest.approx(whole.member_scores[0, columns].mean())
 
 
 def test_only_what_the_vote_needs_is_in_it(run: Run, tmp_path: Path) -> None:
