@@ -275,7 +275,8 @@ class Feed:
         self._retry_s = (retry_least_s, retry_most_s)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
-        self._card: Opened | None = None  # what is open now
+        self._card: Opened | None = None  # what is open in this attempt
+        self._rate_hz = 0  # of the last one
         self._end = 0  # of its last chunk
         self._heard_s = 0.0  # audio since it was opened
         self._trouble = Trouble()
@@ -283,8 +284,7 @@ class Feed:
     @property
     def behind_s(self) -> float:
         """Audio that waits, seconds."""
-        card = self._card
-        return 0.0 if card is None else self.waiting.rows / card.rate_hz
+        return self.waiting.rows / self._rate_hz if self._rate_hz else 0.0
 
     def start(self) -> None:
         """Begin, where it was not begun before."""
@@ -312,13 +312,12 @@ class Feed:
 
     def _attempt(self) -> str:
         """Run the process until it ends; why it ended."""
-        self._heard_s, self._end = 0.0, 0
-        opened = False
+        self._heard_s, self._end, self._card = 0.0, 0, None
         try:
             with Child([*self._command, json.dumps(self._options())]) as child:
                 self.pid = child.pid
                 for header, content in child.frames(self._stalled_s, self._closing):
-                    opened = self._take(header, content, opened)
+                    self._take(header, content)
         except (CaptureError, OSError) as fault:
             return str(fault)
         except Exception as fault:  # whatever it is: capture must not stop for good
@@ -326,45 +325,40 @@ class Feed:
             return f"{type(fault).__name__}: {fault}"
         return "closed"
 
-    def _take(self, header: Header, content: bytes, opened: bool) -> bool:
-        """One frame; whether a card is open after it."""
-        if header.kind == AUDIO and opened:
-            self._hear(header, content)
+    def _take(self, header: Header, content: bytes) -> None:
+        if header.kind == AUDIO and self._card is not None:
+            self._hear(header, content, self._card)
         elif header.kind == OPENED:
             self._open(Opened(**json.loads(content)))
         elif header.kind == FAULT:
             raise CaptureError(json.loads(content)["text"])
         else:
             raise CaptureError(f"the capture process wrote a frame of kind {header.kind} out of turn")
-        return True
 
     def _open(self, card: Opened) -> None:
         self._accept(card)
-        self._card = card
+        self._card, self._rate_hz = card, card.rate_hz
         self.opened += 1
         self._put(card)
 
-    def _hear(self, header: Header, content: bytes) -> None:
-        card = self._card
-        assert_fits(header, card, self._end)
+    def _hear(self, header: Header, content: bytes, card: Opened) -> None:
+        check_fits(header, card, self._end)
         chunk = Chunk(
             header.first, header.rows, bool(header.flags & OVERFLOW), header.steady_ns / 1e9,
             (header.steady_ns - header.awake_ns) / 1e9, content,
         )  # fmt: skip
         self._end = chunk.end
         self._put(chunk)
-        if card is not None:
-            self._heard_s += chunk.rows / card.rate_hz
-            self._trouble.end(f"{card.name!r} gives audio again")
+        self._heard_s += chunk.rows / card.rate_hz
+        self._trouble.end(f"{card.name!r} gives audio again")
 
     def _put(self, event: Event) -> None:
-        card = self._card
-        self.waiting.put(event, 0 if card is None else round(self._queue_s * card.rate_hz))
+        self.waiting.put(event, round(self._queue_s * self._rate_hz))
 
 
-def assert_fits(header: Header, card: Opened | None, end: int) -> None:
+def check_fits(header: Header, card: Opened, end: int) -> None:
     """Raise CaptureError where a frame of audio contradicts what was opened, or what came before."""
-    if card is None or header.size != header.rows * card.channels * SAMPLE_BYTES[card.sample_format]:
+    if header.size != header.rows * card.channels * SAMPLE_BYTES[card.sample_format]:
         raise CaptureError(f"the capture process wrote {header.size} bytes for {header.rows} rows of audio")
     if header.first < end:
         raise CaptureError(f"the capture process wrote audio from {header.first} on after that up to {end}")
