@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -50,7 +50,7 @@ class WriteAhead:
     Attributes
     ----------
     whole_head : whether its first 32 bytes are right.
-    frames : those of its present run, in order; where the head is damaged, those that begin with the first whole one.
+    frames : those of its present run, in order; where the head is damaged, those of the first whole one's run.
     """
 
     whole_head: bool
@@ -81,7 +81,10 @@ def write_ahead(content: bytes) -> WriteAhead:
     whole = magic in MAGIC and total == struct.unpack(">2I", content[24:32]) and is_size(page_b)
     frames = list(_frames(content, page_b if whole else PAGE_B, order, total))
     salt = content[16:24] if whole else next((frame.salt for frame in frames if frame.chained), b"")
-    return WriteAhead(whole, [frame for frame in frames if frame.salt == salt])
+    last = max((index for index, frame in enumerate(frames) if frame.salt == salt), default=-1)
+    return WriteAhead(
+        whole, [replace(frame, chained=frame.chained and frame.salt == salt) for frame in frames[: last + 1]]
+    )
 
 
 def _frames(content: bytes, page_b: int, order: str, total: tuple[int, int]) -> Iterator[Frame]:

@@ -224,7 +224,9 @@ def test_without_its_log_a_database_is_what_it_was(path: Callable[[str], Path], 
     assert 0 < len(found) <= len(whole) and set(found) == set(range(1, len(found) + 1))
 
 
-@pytest.mark.parametrize(("offset", "length"), [(0, 32), (4, 4), (32, 4), (32 + 4120 * 10 + 500, 16)])
+@pytest.mark.parametrize(
+    ("offset", "length"), [(0, 32), (4, 4), (32, 4), (32 + 4120 * 10 + 500, 16), (32 + 4120 * 10 + 8, 4)]
+)
 def test_committed_rows_behind_a_damaged_part_of_the_log_are_rescued(
     path: Callable[[str], Path], whole: dict[int, Detection], offset: int, length: int
 ) -> None:
