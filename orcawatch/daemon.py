@@ -81,6 +81,10 @@ class Shared:
 class Upkeep:
     """What goes on beside the loop of a long watch; this one does nothing. See `orcawatch.service.Service`."""
 
+    def store(self, output: Path) -> Store:
+        """The database in the output folder, open; the watch closes it."""
+        return open_store(output)
+
     @contextmanager
     def watching(self, store: Store) -> Iterator[None]:
         """Around the whole watch."""
@@ -138,7 +142,7 @@ def run(
     upkeep = upkeep or Upkeep()
     shared = Shared(ensemble, upkeep.scored)
     listener = Listener(source, shared, settings.channels)
-    with open_store(settings.output) as store, upkeep.watching(store):
+    with upkeep.store(settings.output) as store, upkeep.watching(store):
         loop = Loop(store, source, shared, listener, settings, on_detection, upkeep, clocks or Clocks())
         with closing(loop):
             for item, windows in listener.listen(stop or Flag()):
@@ -261,16 +265,21 @@ def open_ensemble(settings: Settings) -> Ensemble:
 
 
 def open_store(output: Path) -> Store:
-    """The database in the output folder; the folder and those for clips and snapshots are made.
+    """The database in the output folder, which is made where it is missing.
 
     A damaged database is moved aside, with what can be read of it in the new one (see `orcawatch.recovery`).
     """
+    make_folders(output)
+    return recovery.open_store(output / DATABASE)
+
+
+def make_folders(output: Path) -> None:
+    """Make the output folder, and those for clips and snapshots in it; raises InputError where that cannot be."""
     try:
         for folder in (CLIPS, SNAPSHOTS):
             (output / folder).mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         raise InputError(f"output folder {output} cannot be made: {fault.strerror}; name another one") from fault
-    return recovery.open_store(output / DATABASE)
 
 
 def open_ledger(

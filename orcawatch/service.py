@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import shutil
 import signal
@@ -22,7 +23,7 @@ from .config import Settings, overridden
 from .daemon import Loop, Upkeep
 from .detector import score_silence
 from .duty import OnDuty
-from .errors import OrcawatchError
+from .errors import InputError, OrcawatchError
 from .files import FileSource
 from .listener import Totals
 from .live import LiveSource
@@ -37,6 +38,7 @@ from .store import Detection, Store
 
 log = logging.getLogger(__name__)
 
+LOCK = "lock"  # in the output folder
 TELL_S = 5.0  # between two looks at what is told to systemd and to Prometheus
 
 
@@ -88,6 +90,7 @@ class Service(Upkeep):
         self._live: LiveSource | None = None
         self._retention: Retention | None = None
         self._outbox: Outbox | None = None
+        self._store: Store | None = None
         self._open = ExitStack()
         self._tell_at = 0.0
         self._began_s = self._beat_at = self.clocks.steady_s()
@@ -106,7 +109,7 @@ class Service(Upkeep):
         settings = self._settings
         ensemble = daemon.open_ensemble(settings)
         log.debug("silence scores %.3f", score_silence(ensemble))
-        daemon.open_store(settings.output).close()
+        self._store = self._open.enter_context(self._only_writer(settings.output))
         source = self._source(input_file, realtime)
         self.metrics.serve(settings.metrics)
         self.metrics.about(settings.station, ensemble.bundle.name, ensemble.bundle.digest)
@@ -115,6 +118,10 @@ class Service(Upkeep):
             return "", Totals()
         report = self._reporting(on_detection)
         return source.info.name, daemon.run(source, ensemble, settings, report, self._stop, self, self.clocks)
+
+    def store(self, output: Path) -> Store:
+        """The database in the output folder; it was opened before the source was waited for."""
+        return self._store or daemon.open_store(output)
 
     @contextmanager
     def watching(self, store: Store) -> Iterator[None]:
@@ -125,9 +132,29 @@ class Service(Upkeep):
             self._store = store
             yield
 
+    @contextmanager
+    def _only_writer(self, output: Path) -> Iterator[Store]:
+        """The database in the output folder, while no other watch writes there.
+
+        Raises
+        ------
+        InputError : another one does.
+        """
+        daemon.make_folders(output)
+        with (output / LOCK).open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as fault:
+                raise InputError(
+                    f"another orcawatch already listens into {output}: stop it (`systemctl stop orcawatch`), "
+                    "or name another folder with --output"
+                ) from fault
+            with daemon.open_store(output) as store:
+                yield store
+
     def outbox(self, session: int | None) -> Outbox | None:
         """Where messages about this session wait, with the sinks' threads running; None where there are no sinks."""
-        if self._settings.sinks:
+        if self._settings.sinks and self._store is not None:
             self._outbox = self._watch.enter_context(open_outbox(self._store, self._settings, self.clocks, session))
         return self._outbox
 

@@ -145,3 +145,11 @@ def test_watchdog_is_fed_by_work_and_not_by_time(watch: Manager) -> None:
     watch._socket.settimeout(30)
     watch.service.send_signal(signal.SIGCONT)
     watch.wait_for("WATCHDOG=1")
+
+
+def test_second_watch_into_the_same_folder_is_refused(watch: Manager, tmp_path: Path) -> None:
+    watch.wait_for("READY=1")
+    second = subprocess.run(
+        [ORCAWATCH, "run", "--config", "orcawatch.yaml"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert second.returncode == 2 and "another orcawatch already listens into out" in second.stderr
