@@ -139,18 +139,21 @@ class Service(Upkeep):
         Raises
         ------
         InputError : another one does.
+        OrcawatchError : the folder cannot be written to.
         """
         daemon.make_folders(output)
-        with (output / LOCK).open("a") as lock:
+        with ExitStack() as stack:
             try:
+                lock = stack.enter_context((output / LOCK).open("a"))
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as fault:
+            except BlockingIOError as fault:
                 raise InputError(
                     f"another orcawatch already listens into {output}: stop it (`systemctl stop orcawatch`), "
                     "or name another folder with --output"
                 ) from fault
-            with daemon.open_store(output) as store:
-                yield store
+            except OSError as fault:
+                raise OrcawatchError(f"{output} cannot be written to: {fault.strerror}; check the disk") from fault
+            yield stack.enter_context(daemon.open_store(output))
 
     def outbox(self, session: int | None) -> Outbox | None:
         """Where messages about this session wait, with the sinks' threads running; None where there are no sinks."""
