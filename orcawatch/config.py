@@ -304,7 +304,7 @@ def read_settings(file: Path) -> tuple[Settings, Any, list[str]]:
         raw = {} if (found := yaml.safe_load(content)) is None else found
         nodes = yaml.compose(content, yaml.SafeLoader)
         faults += [f"{name} is given twice; keep one" for name in repeated(nodes, "", set())]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as fault:  # a 30th of February is a ValueError
         raise ConfigError(f"{file} cannot be read as YAML: {fault}") from fault
     settings: Settings = build(Settings, raw, "", faults)
     return relative_to(settings, raw, file.parent), raw, faults

@@ -5,9 +5,10 @@ The checks, the errors and the reference page come from these definitions. Plugi
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
+from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Callable
@@ -88,8 +89,7 @@ def several(default: Sequence[str], names: Sequence[str], doc: str, reload: bool
 
 def path(default: Path | None, doc: str, instead: str = "") -> Any:
     """A file or folder."""
-    fits = lambda value: isinstance(value, str) and value != ""  # noqa: E731
-    return key(default, "a path", fits, lambda value: Path(value).expanduser(), doc, instead)
+    return key(default, "a path", is_path, lambda value: Path(value).expanduser(), doc, instead)
 
 
 def channel_list(doc: str, instead: str) -> Any:
@@ -128,12 +128,23 @@ def plugins(kinds: Callable[[], Mapping[str, type[Any]]], doc: str) -> Any:
 
 def is_number(value: Any) -> bool:
     """A finite number; true and false are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def is_whole(value: Any) -> bool:
     """A whole number; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_path(value: Any) -> bool:
+    """Whether a value can be the name of a file, and of a user where it begins with `~`."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        return False
+    try:
+        Path(value).expanduser()
+    except RuntimeError:
+        return False
+    return True
 
 
 def are_channels(value: Any) -> bool:
@@ -171,7 +182,8 @@ def _value(item: Field[Any], raw: Any, where: str, faults: list[str]) -> Any:
         return None
     if definition.check(raw):
         return definition.make(raw)
-    faults.append(f"{where} must be {allowed(definition)}" + ("" if definition.secret else f", not {raw!r}"))
+    told = "" if definition.secret else f", not {raw!r}"
+    faults.append(f"{where} must be {allowed(definition)}{told}{in_quotes(definition, raw)}")
     return WRONG
 
 
@@ -197,6 +209,12 @@ def _member(item: Field[Any], raw: Any, where: str, faults: list[str]) -> Any:
 def allowed(definition: Key) -> str:
     """What a key takes, in words."""
     return definition.kind + (f", or null ({definition.instead})" if definition.optional else "")
+
+
+def in_quotes(definition: Key, raw: Any) -> str:
+    """The cure where YAML has read a number, a date or a truth (`0117`, `2026-03-01`, `on`) and text was meant."""
+    is_read_as_other = isinstance(raw, (int, float, date)) and definition.check(str(raw))
+    return "; put it in quotes, as it stands in the file" if is_read_as_other else ""
 
 
 def unknown(name: str, where: str, known: Mapping[str, Any]) -> str:

@@ -153,6 +153,11 @@ def test_path_of_a_plugin_is_relative_to_the_file(tmp_path: Path, bell: None) ->
         ("hydrophones: [{serial: A}, {serial: B, serail: C}]", "hydrophones[1].serail is no key; did you mean hydr"),
         ("hydrophones: {serial: A}", "hydrophones must be a list of groups of keys (each begins with `- `), not"),
         ("hydrophones:\n- {serial: A, serial: B}", "hydrophones[0].serial is given twice; keep one"),
+        ("hydrophones: [{position_m: [0, 0, 1" + 400 * "0" + "]}]", "hydrophones[0].position_m must be a list of 3"),
+        ("hydrophones: [{serial: 0117}]", "hydrophones[0].serial must be text, not 79; put it in quotes, as it stands"),
+        ("sinks: [{kind: mqtt, host: h, version: 5}]", "version must be 5 or 3.1.1, not 5; put it in quotes"),
+        ("output: ~nobody-of-this-name/out", "output must be a path, not '~nobody-of-this-name/out'"),
+        ('output: "a\\0b"', "output must be a path, not 'a\\x00b'"),
     ],
 )
 def test_fault_is_named_with_its_path(tmp_path: Path, text: str, fault: str) -> None:
@@ -185,13 +190,13 @@ def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["true", "'1'", ".nan", ".inf", "-1", "61", "[1]", "null"]
+    "value", ["true", "'1'", ".nan", ".inf", "-1", "61", "1" + 400 * "0", "[1]", "null"]
 )  # fmt: skip
 def test_number_takes_numbers_in_range_only(tmp_path: Path, value: str) -> None:
     assert "clips.pre_roll_s must be a number from 0 to 60 s" in faults_of(tmp_path, f"clips: {{pre_roll_s: {value}}}")
 
 
-@pytest.mark.parametrize("text", ["a: [", "\x00"])
+@pytest.mark.parametrize("text", ["a: [", "\x00", "station: 2026-02-30", "threads: " + 5000 * "1", 3000 * "["])
 def test_what_is_no_yaml_is_refused(tmp_path: Path, text: str) -> None:
     assert "cannot be read as YAML" in faults_of(tmp_path, text)
 
