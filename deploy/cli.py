@@ -78,7 +78,7 @@ def install(config: Path, start: bool, root: Path, dry_run: bool) -> None:
 
 @deploy.command()
 @ROOT
-@click.option("--purge", is_flag=True, help="Delete settings and data, too.")
+@click.option("--purge", is_flag=True, help="Delete settings and data, too, but no output folder elsewhere.")
 @click.option("--yes", is_flag=True, help="Do not ask before a purge.")
 def uninstall(root: Path, purge: bool, yes: bool) -> None:
     """Stop the service and remove it; settings and data stay."""

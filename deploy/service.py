@@ -63,7 +63,9 @@ def plan_install(config: Path, command: str, root: Path = MACHINE, start: bool =
     texts = {inside(root, path): shipped(name) for name, path in FILES.items()}
     if not inside(root, config).exists():
         texts[inside(root, config)] = shipped("config.yaml")
-    texts[inside(root, UNIT_PATH)] = unit_text(command, config, output_of(root, config))
+    output = output_of(root, config)
+    texts[inside(root, UNIT_PATH)] = unit_text(command, config, output)
+    texts[inside(root, FILES["orcawatch.tmpfiles"])] += folder_line(output)
     files = {path: text for path, text in texts.items() if not path.exists() or path.read_text() != text}
     return Plan(files, list(install_commands(root, start, changed=bool(files))))
 
@@ -121,10 +123,20 @@ def purged(root: Path = MACHINE) -> list[Path]:
 
 
 def purge(root: Path = MACHINE) -> list[Path]:
-    """Delete settings and data, and the service's user. The deleted folders."""
+    """Delete settings and data, and the service's user. The deleted folders.
+
+    Raises
+    ------
+    OrcawatchError : a folder cannot be deleted, for instance because a disk is mounted there.
+    """
     folders = purged(root)
     for path in folders:
-        shutil.rmtree(path)
+        try:
+            shutil.rmtree(path)
+        except OSError as fault:
+            raise OrcawatchError(
+                f"{path} cannot be deleted: {fault.strerror}; unmount the disk, if it is one, and run this again"
+            ) from fault
     if root == MACHINE and run(["id", "--user", USER], check=False):
         run(["userdel", USER])
     return folders
@@ -175,6 +187,11 @@ def unit_text(command: str, config: Path, output: Path) -> str:
     text = text.replace("--config @CONFIGURATION@", f"--config {quoted(config)}")
     text = text.replace("ReadWritePaths=-@OUTPUT@", f"ReadWritePaths={quoted(output, before='-')}")
     return text.replace("@CONFIGURATION@", str(config)).replace("@OUTPUT@", str(output))
+
+
+def folder_line(output: Path) -> str:
+    """The line of tmpfiles.d that gives an output folder to the service; the one that ships has its own."""
+    return "" if output.is_relative_to(STATE) else f"d {quoted(output)} 0755 {USER} {USER}\n"
 
 
 def output_of(root: Path, config: Path) -> Path:

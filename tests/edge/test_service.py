@@ -95,6 +95,8 @@ def test_an_image_is_prepared(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     for name in ("passwd", "group"):
         (tmp_path / "etc" / name).touch()
+    (tmp_path / "etc/orcawatch").mkdir()
+    (tmp_path / "etc/orcawatch/config.yaml").write_text("output: /media/100% sea\n")
     found = plan(tmp_path)
     if os.geteuid() != 0:
         found = replace(found, commands=[command for command in found.commands if command[0] == "systemctl"])
@@ -102,7 +104,9 @@ def test_an_image_is_prepared(tmp_path: Path) -> None:
     assert (tmp_path / "etc/systemd/system/multi-user.target.wants/orcawatch.service").is_symlink()
     if os.geteuid() == 0:
         assert re.search(r"^audio:.*orcawatch", (tmp_path / "etc/group").read_text(), re.MULTILINE)
-        assert (tmp_path / "var/lib/orcawatch").is_dir()
+        user = (tmp_path / "etc/passwd").read_text().split(":")[2]
+        assert (tmp_path / "var/lib/orcawatch").stat().st_uid == int(user) > 0
+        assert (tmp_path / "media/100% sea").stat().st_uid == int(user)  # or the service could not write there
         assert (tmp_path / "etc/orcawatch/config.yaml").stat().st_mode & 0o777 == 0o640
     removed = service.remove(tmp_path)
     assert sorted(removed) == sorted(tmp_path / path.relative_to("/") for path in service.FILES.values())
@@ -259,6 +263,18 @@ def test_uninstalling_asks_before_it_deletes_data(tmp_path: Path, monkeypatch: p
     assert kept.exit_code == 0 and data.exists()
     gone = CliRunner().invoke(deploy, ["uninstall", "--purge", "--yes", "--root", str(tmp_path)])
     assert gone.exit_code == 0 and not data.exists()
+
+
+def test_a_folder_that_cannot_be_purged_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is mounted on the folder is emptied, and stays."""
+    (tmp_path / "var/lib/orcawatch").mkdir(parents=True)
+
+    def busy(path: Path) -> None:
+        raise OSError(16, "Device or resource busy", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    with pytest.raises(OrcawatchError, match="var/lib/orcawatch cannot be deleted: Device or resource busy; unmount"):
+        service.purge(tmp_path)
 
 
 @pytest.fixture
