@@ -100,6 +100,13 @@ class Sea:
         self._modules.clear()
         shutil.rmtree(self.environment["PULSE_RUNTIME_PATH"], ignore_errors=True)
 
+    def clear(self) -> None:
+        """No sink; a server that has died is started again, so that one test alone suffers from it."""
+        if self._server is None or self._server.poll() is not None:
+            self.kill()
+            self.start()
+        self.pull_out_all()
+
     def plug_in(self, name: str, channels: int = 4, rate_hz: int = 44100, sample_format: str = "float32") -> None:
         """Add a sink."""
         self._modules[name] = self._pactl(

@@ -147,7 +147,7 @@ def sea(server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The server, with no sink when the test begins and ends; a card's beginning is measured within 0.5 s."""
     monkeypatch.setattr(live, "HOLD_S", 0.5)
     yield server
-    server.pull_out_all()
+    server.clear()
 
 
 CHOICE = replace(
