@@ -164,7 +164,7 @@ def settings_in(output: Path) -> Settings:
         events=EventSettings(merge_gap_s=0.1),
         clips=ClipSettings(pre_roll_s=0.2, post_roll_s=0.2),
         retention=RetentionSettings(max_clips_mb=1, min_free_mb=0, reserve_mb=1),
-        sinks=(LinesSettings(kind="jsonl", send=("detection",)),),
+        sinks=(LinesSettings(kind="jsonl", send=("detection",), min_free_mb=0),),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -13,7 +14,7 @@ from pathlib import Path
 from .config import SinkSettings
 from .durable import make_folder, sync_folder
 from .keys import number, path, whole
-from .sinks import Message, Site
+from .sinks import Message, Site, UnreachableError
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,9 @@ class LinesSettings(SinkSettings):
 
     folder: Path | None = path(None, "The folder for the files; it is made if missing.", "`messages` in `output`")
     file_mb: float = number(16, 0.001, 10000, "MB", "A file that would grow beyond this is followed by another one.")
+    min_free_mb: float = number(
+        100, 0, 1e9, "MB", "With less free on the disk nothing is written, and messages wait: the log goes first."
+    )
     keep_files: int = whole(1000, 2, 900000, "Files that are kept; beyond it the oldest are deleted.")
 
 
@@ -55,6 +59,7 @@ class LinesSink:
         self._folder = settings.folder or site.output / FOLDER
         self._most_bytes = round(settings.file_mb * MB)
         self._keep = settings.keep_files
+        self._least_free_b = settings.min_free_mb * MB
         self._now = now
         self._file: int | None = None
         self._path = self._folder
@@ -66,6 +71,7 @@ class LinesSink:
         Raises
         ------
         OSError : the disk refuses.
+        UnreachableError : it is nearly full. What room the retention gives up is for the log of detections.
         """
         if self._file is None:
             make_folder(self._folder)
@@ -73,6 +79,11 @@ class LinesSink:
             for file in found[-2:]:  # the newest may still be empty
                 self._last = last_line(file) or self._last
             self._open(found[-1] if found else self._named(1))
+        if shutil.disk_usage(self._folder).free < self._least_free_b:
+            raise UnreachableError(
+                f"the disk of {self._folder} has less than {self._least_free_b / MB:g} MB free (`min_free_mb`); delete "
+                "what is not orcawatch's, or lower `keep_files`"
+            )
 
     def send(self, message: Message) -> None:
         """Write a message; it is on the disk when this returns.

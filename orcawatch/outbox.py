@@ -58,6 +58,8 @@ BROKEN_TRIES = 20  # a message on which a sink breaks this often is parked
 STUBBORN_TRIES = 20  # every so many tries without an acknowledgement another message goes first:
 LAST = 0  # where that one is acknowledged, the stubborn one gets this priority
 SPARE = 0.05  # of a full queue is emptied at once: to look what may go takes a while
+LONG_LOOK_S = 0.2  # to count what waits may take longer in a queue of months: what was found stands then
+LOOKS_REST = 100  # times as long as it took
 FULL_S = 60.0  # a queue that nothing may be dropped from is looked at again after this
 BUSY_S = 5.0
 
@@ -155,6 +157,8 @@ class Outbox:
         self._bytes = {queue.name: queue.most_bytes for queue in queues}  # that wait, at most
         self._full_until_s = {queue.name: -math.inf for queue in queues}
         self._senders = [Sender(path, queue, clocks) for queue in queues]
+        self._depths: dict[str, Depth] = {}
+        self._look_at_s = -math.inf
         self._threads: list[Thread] = []
         self._stop = Flag()
         self._until_s = 0.0
@@ -200,12 +204,19 @@ class Outbox:
     def depths(self) -> dict[str, Depth]:
         """What waits in each queue; to be called from anywhere but inside a transaction of one's own.
 
+        Where so much waits that counting it takes long, the answer may be some minutes old.
+
         Raises
         ------
         OrcawatchError : the database cannot be read.
         """
-        with looked_into(self._path) as connection:
-            return {name: depth(connection, name, self._dropped[name]) for name in self._queues}
+        began_s = self._clocks.steady_s()
+        if began_s >= self._look_at_s:
+            with looked_into(self._path) as connection:
+                self._depths = {name: depth(connection, name, self._dropped[name]) for name in self._queues}
+            took_s = self._clocks.steady_s() - began_s
+            self._look_at_s = began_s + LOOKS_REST * took_s if took_s > LONG_LOOK_S else -math.inf
+        return self._depths
 
     def start(self) -> None:
         """Start one thread per sink.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import platform
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .errors import InputError
+from .durable import Complaint
 from .sinks import Facts
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from .config import MetricsSettings
     from .outbox import Depth
 
+log = logging.getLogger(__name__)
+
+RETRY_S = 60.0  # between two tries to serve: a name instead of an address may take seconds to look up
 INFERENCE_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # borders of the histogram
 JOIN_S = 5.0
 
@@ -41,6 +46,9 @@ class Metrics:
         self._about: Mapping[str, str] = {}
         self._last_detection_s: float | None = None
         self._inference: Histogram | None = None
+        self._wanted: tuple[int, str, CollectorRegistry] | None = None  # what is to be served, and where
+        self._retry_at_s = 0.0
+        self._complaint = Complaint(log)
         self._server: WSGIServer | None = None
         self._thread: Thread | None = None
 
@@ -54,6 +62,8 @@ class Metrics:
         with self._lock:
             self._facts = facts
             self._depths = self._depths if depths is None else depths
+        if self._wanted is not None and self._server is None and time.monotonic() >= self._retry_at_s:
+            self._begin(*self._wanted)
 
     def detected(self, utc: datetime) -> None:
         """There was a detection."""
@@ -68,25 +78,31 @@ class Metrics:
     def serve(self, settings: MetricsSettings) -> None:
         """Serve the figures at `http://ADDRESS:PORT/metrics`; nothing is done where no port is configured.
 
-        Raises
-        ------
-        InputError : the address or the port cannot be had.
+        Where the address cannot be had, because its network is not up yet for instance, the log says so and `take`
+        tries again: nobody stops listening for it.
         """
-        if settings.port is None:
-            return
+        if settings.port is not None:
+            self._wanted = settings.port, settings.address, self.registry()
+            self._begin(*self._wanted)
+
+    def _begin(self, port: int, address: str, registry: CollectorRegistry) -> None:
         from prometheus_client import start_http_server
 
+        place = f"{address} port {port}"
         try:
-            self._server, self._thread = start_http_server(settings.port, settings.address, self.registry())
+            self._server, self._thread = start_http_server(port, address, registry)
         except OSError as fault:
-            raise InputError(
-                f"metrics cannot be served at {settings.address} port {settings.port}: {fault}; "
-                "choose another `metrics.port` or `metrics.address`, or leave the port out"
-            ) from fault
+            self._retry_at_s = time.monotonic() + RETRY_S
+            self._complaint.say(
+                f"metrics cannot be served at {place}: {fault}; where that stays, choose another `metrics.port` or "
+                "`metrics.address`"
+            )
+        else:
+            self._complaint.end(f"metrics are served at {place}")
 
     def close(self) -> None:
         """End the server; closing twice is allowed."""
-        server, thread = self._server, self._thread
+        server, thread, self._wanted = self._server, self._thread, None
         self._server = self._thread = None
         if server is not None and thread is not None:
             server.shutdown()

@@ -618,6 +618,26 @@ def test_the_oldest_waiting_message_is_found_without_a_scan(store: Store) -> Non
     assert "USING INDEX outbox_waiting" in text and "TEMP B-TREE" not in text, text
 
 
+class SlowClocks(FakeClocks):
+    """Two seconds pass from one look to the next."""
+
+    def steady_s(self) -> float:
+        self.now_s += 2
+        return self.now_s
+
+
+def test_a_queue_that_takes_long_to_count_is_counted_rarely(store: Store, sink: FakeSink) -> None:
+    """The daemon asks every 5 s in the thread that listens."""
+    clocks = SlowClocks()
+    box = Outbox(store.path, [queue_of(sink)], ORIGIN, clocks)
+    post(box, store, "detection")
+    assert box.depths()["far"].messages == 1
+    post(box, store, "detection")
+    assert box.depths()["far"].messages == 1
+    clocks.now_s += outbox.LOOKS_REST * 2
+    assert box.depths()["far"].messages == 2
+
+
 def test_a_database_error_is_told(store: Store, clocks: FakeClocks, sink: FakeSink) -> None:
     box = Outbox(store.path.with_name("none.sqlite"), [queue_of(sink)], ORIGIN, clocks)
     with pytest.raises(OrcawatchError, match=r"none\.sqlite cannot be read"):

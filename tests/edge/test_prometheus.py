@@ -12,9 +12,9 @@ from urllib.request import urlopen
 
 import pytest
 
+from orcawatch import prometheus
 from orcawatch._version import __version__
 from orcawatch.config import MetricsSettings
-from orcawatch.errors import InputError
 from orcawatch.outbox import Depth
 from orcawatch.prometheus import Metrics
 from orcawatch.sinks import Facts
@@ -109,13 +109,26 @@ def test_the_end_frees_the_port_and_the_thread() -> None:
     assert threading.active_count() == before
 
 
-def test_a_port_that_is_taken_is_told() -> None:
+def test_a_port_that_is_taken_is_told_and_had_later(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An address may come with its network: the station must listen meanwhile."""
+    monkeypatch.setattr(prometheus, "RETRY_S", 0.0)
+    metrics = Metrics()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(InputError, match=rf"127\.0\.0\.1 port {port}: .*in use; choose another `metrics\.port`"):
-            Metrics().serve(MetricsSettings(port=port))
+        metrics.serve(MetricsSettings(port=port))
+        metrics.take(Facts())
+    (told,) = caplog.messages
+    assert f"127.0.0.1 port {port}: " in told and "in use; where that stays, choose another `metrics.port`" in told
+    metrics.take(Facts())
+    assert "are served" in caplog.messages[-1] and scraped(port)
+    metrics.close()
+    metrics.take(Facts())
+    with pytest.raises(OSError):
+        scraped(port)
 
 
 def test_without_a_port_everything_may_be_called_and_nothing_is_loaded(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -350,6 +351,14 @@ def test_a_full_disk_is_an_error_and_the_file_stays_whole(tmp_path: Path) -> Non
     assert done.stdout.splitlines() == ["[Errno 27] File too large"]
     lines_sink(tmp_path).open()
     assert written(tmp_path) == [b"%d" % row * 300 + b"\n" for row in range(3)]
+
+
+def test_a_disk_that_is_nearly_full_is_left_to_the_log(tmp_path: Path) -> None:
+    free_mb = shutil.disk_usage(tmp_path).free / 1e6
+    with pytest.raises(UnreachableError, match=r"less than \S+ MB free \(`min_free_mb`\); delete what is not"):
+        lines_sink(tmp_path, min_free_mb=round(free_mb + 1e6)).open()
+    assert written(tmp_path) == []
+    lines_sink(tmp_path, min_free_mb=0).open()
 
 
 # Webhook
