@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import shutil
 import signal
 import time
@@ -16,13 +17,14 @@ from types import FrameType
 from typing import Callable
 
 from . import daemon
-from .bundle import SHIPPED, load_bundle
+from .bundle import SHIPPED, Bundle, load_bundle
 from .capture import Source
 from .clock import Clocks
 from .config import Settings, overridden
 from .daemon import Loop, Upkeep
 from .detector import score_silence
 from .duty import OnDuty
+from .ensemble import Ensemble
 from .errors import InputError, OrcawatchError
 from .files import FileSource
 from .listener import Totals
@@ -91,7 +93,8 @@ class Service(Upkeep):
         self._retention: Retention | None = None
         self._outbox: Outbox | None = None
         self._store: Store | None = None
-        self._open = ExitStack()
+        self._bundle: Bundle | None = None  # without the settings' overrides
+        self._open, self._watch = ExitStack(), ExitStack()
         self._tell_at = 0.0
         self._began_s = self._beat_at = self.clocks.steady_s()
         self._since: tuple[datetime, Mapping[tuple[str, str], float]] = (self.clocks.utc(), {})
@@ -107,12 +110,12 @@ class Service(Upkeep):
     def watch(self, input_file: Path | None, realtime: bool, on_detection: OnDetection) -> tuple[str, Totals]:
         """As `serve`."""
         settings = self._settings
-        ensemble = daemon.open_ensemble(settings)
+        self._bundle = load_bundle(settings.bundle or SHIPPED)
+        ensemble = Ensemble(overridden(self._bundle, settings), settings.threads)
         log.debug("silence scores %.3f", score_silence(ensemble))
-        self._store = self._open.enter_context(self._only_writer(settings.output))
+        self._look_after(self._open.enter_context(self._only_writer(settings.output)))
         source = self._source(input_file, realtime)
-        self.metrics.serve(settings.metrics)
-        self.metrics.about(settings.station, ensemble.bundle.name, ensemble.bundle.digest)
+        self._serve_metrics(ensemble.bundle)
         self.notifier.ready("listening" if self._live is None else "waiting for the device")
         if self._live is not None and not self._live.open(self._stop, self._watchdog.processed):
             return "", Totals()
@@ -125,12 +128,25 @@ class Service(Upkeep):
 
     @contextmanager
     def watching(self, store: Store) -> Iterator[None]:
-        """Look after the store's disk."""
-        with ExitStack() as self._watch:
-            retention = Retention(store, self._settings.output, self._settings.retention)
-            self._retention = self._watch.enter_context(retention)
-            self._store = store
+        """The store's disk is looked after; a watch begins before READY, as comparing many clips with rows takes long."""
+        if self._store is not store:
+            self._look_after(store)
+        with self._watch:
             yield
+
+    def _look_after(self, store: Store) -> None:
+        self._store = store
+        self._open.callback(self._watch.close)
+        retention = Retention(store, self._settings.output, self._settings.retention)
+        self._retention = self._watch.enter_context(retention)
+
+    def _serve_metrics(self, bundle: Bundle) -> None:
+        """Listening does not hang on it: a port that another program has is told."""
+        self.metrics.about(self._settings.station, bundle.name, bundle.digest)
+        try:
+            self.metrics.serve(self._settings.metrics)
+        except InputError as fault:
+            log.error("no metrics: %s", fault)
 
     @contextmanager
     def _only_writer(self, output: Path) -> Iterator[Store]:
@@ -201,8 +217,9 @@ class Service(Upkeep):
         if path is not None:
             return FileSource(path, realtime or settings.source.realtime)
         live = LiveSource(
-            settings.source, self.clocks, queue_s=settings.overload.queue_s, needed=needed_channels(settings)
-        )
+            settings.source, self.clocks, queue_s=settings.overload.queue_s, needed=needed_channels(settings),
+            jump_s=settings.clock.jump_s,
+        )  # fmt: skip
         self._live = self._open.enter_context(live)
         self._duty = OnDuty(live, settings.duty)
         return self._duty
@@ -213,9 +230,9 @@ class Service(Upkeep):
     def _reload(self, loop: Loop) -> None:
         self._asked.clear()
         self.notifier.reloading()
-        bundle = load_bundle(self._settings.bundle or SHIPPED)
-        self._settings = reload(self._load, self._settings, bundle)
-        loop.change(self._settings, overridden(bundle, self._settings))
+        if self._bundle is not None:
+            self._settings = reload(self._load, self._settings, self._bundle)
+            loop.change(self._settings, overridden(self._bundle, self._settings))
         if self._retention is not None:
             self._retention.settings = self._settings.retention
         if self._duty is not None:
@@ -251,7 +268,7 @@ class Service(Upkeep):
         clock, latest = loop.source.clock, loop.logbook.latest
         return Facts(
             uptime_s=self.clocks.steady_s() - self._began_s,
-            disk_free_mb=shutil.disk_usage(self._settings.output).free / 1e6,
+            disk_free_mb=free_mb(self._settings.output),
             behind_s=loop.source.behind_s,
             step=loop.ladder.number,
             step_name=loop.ladder.step.name,
@@ -262,6 +279,14 @@ class Service(Upkeep):
             counters=counters(loop, self._live),
             account=dict(loop.seconds),
         )
+
+
+def free_mb(folder: Path) -> float:
+    """Room on a folder's disk; not a number where the disk is gone, which the store tells."""
+    try:
+        return shutil.disk_usage(folder).free / 1e6
+    except OSError:
+        return math.nan
 
 
 def counters(loop: Loop, live: LiveSource | None) -> dict[str, float]:

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+
+import orcawatch.service
+from orcawatch.bundle import SHIPPED
+from orcawatch.clock import Clocks
+from orcawatch.config import ClockSettings, Settings, SourceSettings
+from orcawatch.daemon import run
+from orcawatch.records import AudioBlock
+from orcawatch.service import Service
 
 pytestmark = pytest.mark.parts
 
@@ -153,3 +166,92 @@ def test_second_watch_into_the_same_folder_is_refused(watch: Manager, tmp_path: 
         [ORCAWATCH, "run", "--config", "orcawatch.yaml"], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert second.returncode == 2 and "another orcawatch already listens into out" in second.stderr
+
+
+ABSENT = """\
+source:
+  device: nowhere
+  rate_hz: 16000
+  device_channels: 2
+bundle: bundle
+output: out
+start_threshold: {threshold}
+metrics:
+  port: {port}
+"""
+
+
+def test_nothing_that_listening_can_do_without_ends_the_watch(tmp_path: Path, port: int) -> None:
+    """No card, the port of the metrics taken, the bundle gone at a reload; READY comes when the folder is in order."""
+    shutil.copytree(SHIPPED, tmp_path / "bundle")
+    half = tmp_path / "out" / "clips" / "1.flac.partial"
+    half.parent.mkdir(parents=True)
+    half.touch()
+    (tmp_path / "orcawatch.yaml").write_text(ABSENT.format(threshold=0.9, port=port))
+    with socket.create_server(("127.0.0.1", port)):
+        manager = Manager(tmp_path, ORCAWATCH, "run", "--config", "orcawatch.yaml")
+        try:
+            manager.wait_for("READY=1")
+            assert not half.exists()
+            assert "no metrics: " in manager.text()
+            manager.wait_for("STATUS=gap")
+            shutil.rmtree(tmp_path / "bundle")
+            (tmp_path / "orcawatch.yaml").write_text(ABSENT.format(threshold=0.95, port=port))
+            manager.service.send_signal(signal.SIGHUP)
+            manager.wait_for("RELOADING=1")
+            manager.wait_for("READY=1")
+            assert "reload: start_threshold: 0.9 -> 0.95" in manager.text()
+            manager.service.send_signal(signal.SIGTERM)
+            assert manager.service.wait(30) == 0
+        finally:
+            manager.close()
+
+
+def service_in(tmp_path: Path, **changes: Any) -> Service:
+    settings = Settings(output=tmp_path / "out", snapshots=False, **changes)
+    return Service(lambda: settings, settings, threading.Event())
+
+
+def test_output_that_goes_away_does_not_end_the_watch(
+    tmp_path: Path, make_audio: Any, ensemble: Any, scripted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its disk is not mounted from 2 to 4 s; how things are is told all the time."""
+    monkeypatch.setattr(orcawatch.service, "TELL_S", 0.0)
+    service, told = service_in(tmp_path), []
+    monkeypatch.setattr(service.metrics, "take", lambda facts, depths: told.append(facts.disk_free_mb))
+    sea = make_audio(16000, 6.0, 2, [])
+    moves = {2: ("out", "away"), 4: ("away", "out")}
+
+    def items() -> Iterator[AudioBlock]:
+        for second in range(6):
+            if second in moves:
+                before, after = moves[second]
+                (tmp_path / before).rename(tmp_path / after)
+            yield AudioBlock(sea[16000 * second : 16000 * (second + 1)], 16000 * second)
+
+    totals = run(scripted(items()), ensemble, service._settings, lambda detection: None, upkeep=service)
+    assert totals.read_s == 6.0
+    assert [math.isnan(free) for free in told[:6]] == [False, False, True, True, False, False]
+
+
+@pytest.mark.parametrize(("jump_s", "seen"), [(0.5, True), (10.0, False)])
+def test_jump_of_the_clock_is_what_the_settings_say(tmp_path: Path, jump_s: float, seen: bool) -> None:
+    choice = replace(SourceSettings(), device="nowhere", rate_hz=16000, device_channels=2)
+    service = service_in(tmp_path, source=choice, clock=ClockSettings(jump_s))
+    service.clocks = clocks = Jumping()  # type: ignore[assignment]
+    clock = service._source(None, False).clock
+    assert clock is not None and clock.check(0) is None
+    clocks.ahead_s = 5.0
+    assert (clock.check(0) is not None) == seen
+
+
+class Jumping(Clocks):
+    """The machine's clocks, but for how far UTC is ahead."""
+
+    ahead_s = 0.0
+
+    def utc(self) -> datetime:
+        return super().utc() + timedelta(seconds=self.ahead_s)
+
+    def synchronised(self) -> bool:
+        return True
