@@ -148,7 +148,7 @@ def run(
             for item, windows in listener.listen(stop or Flag()):
                 loop.take(item, windows)
                 upkeep.processed(loop)
-            loop.recorder.finish()
+            loop.finish()
             upkeep.ended(loop)
     counts = {name: getattr(loop.recorder, name) for name in ("events", "shed", "failed", "lost")}
     return replace(listener.totals(), **counts)
@@ -208,6 +208,11 @@ class Loop:
         self.recorder.advance(stretch_ended=ended)
         if item is not None:
             self._climb()
+
+    def finish(self) -> None:
+        """Write the account, then wait for the clips that are being made: who ends us meanwhile takes none of it."""
+        self.logbook.ledger.checkpoint()
+        self.recorder.finish()
 
     def change(self, settings: Settings, bundle: Bundle) -> None:
         """Go on with other settings; only keys that may be reloaded differ."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,6 +37,7 @@ SNAPSHOTS = "snapshots"
 WAITING = 8  # events whose clip or snapshot is being made, at most
 UNSAVED = 1000  # detections that are held while the database cannot be written to, at most
 RETRY_S = 10.0  # of audio between two tries to write them
+SAVING_S = 0.5  # of writing them between two items of the stream: a slow disk must not hold the loop
 NAME_BYTES = 150
 SPARE_S = 10.0  # audio kept beyond what the longest event needs
 
@@ -120,14 +123,14 @@ class Recorder:
     def advance(self, stretch_ended: bool) -> None:
         """Start what can be made (at the end of a stretch no more post-roll comes), and report what was made."""
         if self._unsaved and self._heard >= self._retry_at:
-            self._save_held()
+            self._save_held(SAVING_S)
         self._hand_over(all_of_them=stretch_ended)
         while self._making and self._making[0].done():
             self._collect()
 
     def finish(self) -> None:
         """Report everything that is left; what has no row yet is tried once more, then lost."""
-        self._save_held()
+        self._save_held(math.inf)
         while self._unsaved:
             self._lose()
         while self._making:
@@ -174,11 +177,14 @@ class Recorder:
         if len(self._unsaved) > UNSAVED:
             self._lose()
 
-    def _save_held(self) -> None:
+    def _save_held(self, seconds: float) -> None:
         """Write what is held, in order, as far as that goes; its audio may be gone, so that it has no clip."""
+        until_s = time.monotonic() + seconds
         while self._unsaved and (saved := self._saved(self._unsaved[0])) is not None:
             self._unsaved.popleft()
             self._making.append(finished(Made(saved, failed=True)))
+            if time.monotonic() >= until_s:
+                return
 
     def _lose(self) -> None:
         self.lost += 1

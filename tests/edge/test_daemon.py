@@ -18,7 +18,7 @@ import soundfile
 
 from orcawatch import recorder, store
 from orcawatch.config import ClipSettings, EventSettings, Settings
-from orcawatch.daemon import run, stop_signals
+from orcawatch.daemon import Upkeep, run, stop_signals
 from orcawatch.errors import AudioError, InputError
 from orcawatch.listener import Totals
 from orcawatch.recorder import file_name
@@ -212,6 +212,47 @@ def test_rows_that_cannot_be_written_are_tried_again(
     assert found == stored(settings) and [round(detection.start_s) for detection in found] == [2, 6, 12]
     assert [detection.clip is None for detection in found] == [True, True, False]
     assert (totals.events, totals.failed, totals.lost, totals.kept) == (3, 2, 0, False)
+
+
+def test_rows_that_were_held_are_written_between_items(
+    sea: Any, ensemble: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a long trouble a slow disk takes a thousand of them; the loop, and the watchdog, must not wait for all."""
+    monkeypatch.setattr(store, "BUSY_S", 0.05)
+    monkeypatch.setattr(recorder, "RETRY_S", 1.0)
+    monkeypatch.setattr(recorder, "SAVING_S", 0.0)
+    settings = settings_in(tmp_path)
+    counts: list[int] = []
+
+    class Counting(Upkeep):
+        def processed(self, loop: Any) -> None:
+            counts.append(len(stored(settings)) if loop.position > 10 * RATE_HZ else 0)
+
+    with closing(connected(settings)) as other:
+        at = {0: lambda: other.execute("BEGIN IMMEDIATE"), round(10.0 * RATE_HZ): other.rollback}
+        listened(FakeSource([(0, sea)], at=at), ensemble, settings, upkeep=Counting())
+    assert set(np.diff(counts)) == {0, 1} and counts[-1] == 3
+
+
+def test_account_is_written_before_clips_are_waited_for(
+    ensemble: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_audio: Callable[..., Any]
+) -> None:
+    """A service manager whose patience ends meanwhile takes the clip, and not the account."""
+    settings = settings_in(tmp_path)
+    write, ends = recorder.write_clip, []
+
+    def slow(path: Path, *about: Any) -> Any:
+        time.sleep(0.3)
+        return write(path, *about)
+
+    def report(detection: Detection) -> None:
+        with closing(sqlite3.connect(settings.output / "detections.sqlite")) as database:
+            ends.extend(database.execute("SELECT max(end_sample) FROM ledger").fetchone())
+
+    monkeypatch.setattr(recorder, "write_clip", slow)
+    sea = make_audio(RATE_HZ, 8.0, 1, [(2.0, 3.0)])
+    run(FakeSource([(0, sea)]), ensemble, settings, report)
+    assert ends == [len(sea)]
 
 
 @pytest.mark.parametrize("room", [1000, 2])
