@@ -98,9 +98,11 @@ class Waiting:
         return self._shed
 
     def put(self, event: Event, room: int) -> None:
-        """Add an event; audio only while at most `room` rows wait then."""
+        """Add an event; audio only while at most `room` rows wait then, and of ends in a row only the first."""
         with self._changed:
             self._room = room
+            if isinstance(event, Ended) and self._events and isinstance(self._events[-1], Ended):
+                return
             fitted = self._fitted(event)
             if fitted is not None:
                 self._events.append(fitted)

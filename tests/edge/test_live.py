@@ -614,6 +614,14 @@ def test_end_of_a_card_tells_what_was_shed_before_it() -> None:
     assert waiting.get(0) == Ended("gone", shed=120)
 
 
+def test_ends_that_nobody_takes_do_not_pile_up() -> None:
+    """A card that is absent for a year is tried half a million times; what matters is why it was missing first."""
+    waiting = Waiting()
+    for text in ("nothing there", "still nothing", "still nothing"):
+        waiting.put(Ended(text), 0)
+    assert waiting.get(0) == Ended("nothing there") and waiting.get(0) is None
+
+
 def test_change_of_the_system_clock_comes_where_the_stream_has_got_to() -> None:
     """The reader is four seconds behind when the clock is set; what was heard before keeps its time."""
     clocks = Moments()
