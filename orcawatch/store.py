@@ -35,6 +35,7 @@ CREATE = "mode=rwc"
 UNREADABLE = "disk I/O error"
 BUSY_S = 5.0  # how long to wait for another process that is writing
 WRITE_AHEAD_B = 4 << 20  # size to which the write-ahead log is cut back
+UNSURE = 5000  # rows of failed commits that are remembered: more than anybody holds to add them again
 CURE = "check that the disk is there, can be written to and is not full"
 
 
@@ -364,6 +365,8 @@ class Store:
         except OrcawatchError:
             if begun:
                 self._unsure.setdefault(row, self._last)
+            if len(self._unsure) > UNSURE:
+                del self._unsure[next(iter(self._unsure))]
             raise
         self._unsure.pop(row, None)
         self._last = max(id, self._last)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -448,6 +448,16 @@ with opened() as store:
                 tries += 1
         print(tries, flush=True)
 """
+
+
+def test_a_disk_that_is_full_for_months_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "UNSURE", 20)
+    with Store(tmp_path / "d.sqlite") as store:
+        store._connection.execute("PRAGMA max_page_count = 30")
+        for second in range(200):
+            with suppress(FullError):
+                store.add(replace(DETECTION, start_s=float(second)))
+        assert len(store._unsure) == 20 and list(store._unsure)[-1][1] == 199.0
 
 
 def test_trouble_that_lasts_is_told_at_doubling_intervals(caplog: pytest.LogCaptureFixture) -> None:
