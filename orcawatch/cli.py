@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
@@ -420,7 +421,7 @@ class Printer:
             "start_s": round(detection.start_s, 3),
             "end_s": round(detection.end_s, 3),
             "score": round(detection.score, 6),
-            "channel_scores": [round(score, 6) for score in detection.channel_scores],
+            "channel_scores": [None if isnan(score) else round(score, 6) for score in detection.channel_scores],
             "snapshot": self._path(detection.snapshot),
             "clip": self._path(detection.clip),
             "file": detection.source,
@@ -447,7 +448,7 @@ class Printer:
         import csv
         import io
 
-        scores = " ".join(f"{score:g}" for score in record["channel_scores"])
+        scores = " ".join("-" if score is None else f"{score:g}" for score in record["channel_scores"])
         line = io.StringIO()
         values = {**record, "channels": " ".join(map(str, record["channels"])), "channel_scores": scores}
         csv.writer(line, lineterminator="").writerow([values[name] for name in self.COLUMNS])

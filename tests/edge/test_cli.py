@@ -19,10 +19,11 @@ import pytest
 
 from orcawatch import __version__
 from orcawatch.bundle import write_bundle
-from orcawatch.cli import EXTRAS, GROUP, load_command, main
+from orcawatch.cli import EXTRAS, GROUP, Printer, load_command, main
+from orcawatch.config import Settings
 from orcawatch.errors import OrcawatchError
 from orcawatch.simulate import SceneSettings
-from orcawatch.store import Store
+from orcawatch.store import Detection, Store
 
 CONFTEST = Path(__file__).with_name("conftest.py")
 COMMANDS = ["bundle", "deploy", "explain", "run", "scan", "simulate", "train"]
@@ -293,3 +294,11 @@ def test_simulate_has_the_defaults_of_the_simulator() -> None:
     for item in fields(SceneSettings):
         assert item.name in options
         assert item.name == "hydrophones_m" or options[item.name] == item.default
+
+
+@pytest.mark.parametrize("how, text", [("jsonl", '"channel_scores": [0.9, null]'), ("csv", ",0.9 -,")])
+def test_channel_that_was_not_scored_is_no_number(capsys: pytest.CaptureFixture[str], how: str, text: str) -> None:
+    """As under overload: NaN is no JSON."""
+    detection = Detection(1, "sea", 1.0, 2.0, None, 0.9, (0, 1), (0.9, float("nan")), 0, "fake", "0" * 64)
+    Printer(how, Settings())(detection)
+    assert text in capsys.readouterr().out
