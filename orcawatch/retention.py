@@ -37,6 +37,7 @@ LEAST_FILES = 16  # that the file system can still take
 VERDICTS = (None, "not_orca", "unsure", "orca")  # in this order
 BATCH = 20  # rows in one transaction
 REST_S = 5.0  # between two sweeps at least
+STUBBORN = 50  # files that cannot be deleted, and in spite of which others are
 NAMED = 5  # file names in a line of the log
 KEPT = "removed IS NULL AND (clip IS NOT NULL OR snapshot IS NOT NULL)"
 
@@ -167,7 +168,8 @@ class Retention:
         except (OSError, OrcawatchError) as fault:
             self._trouble.say(f"clips in {self._output} cannot be deleted: {fault}; see to the disk")
             return removed
-        self._trouble.end(f"clips in {self._output} can be deleted again")
+        if not self._left:
+            self._trouble.end(f"clips in {self._output} can be deleted again")
         return removed
 
     def room(self, size: int) -> bool:
@@ -278,8 +280,10 @@ class Retention:
 
     def _named(self, clip: str | None, snapshot: str | None) -> tuple[Path, ...]:
         """The files that a row names, with the arrays beside the picture."""
-        pictures = [] if snapshot is None else [self._output / snapshot, (self._output / snapshot).with_suffix(".npz")]
-        return (*([] if clip is None else [self._output / clip]), *pictures)
+        pictures = [] if not snapshot else [Path(snapshot), Path(snapshot).with_suffix(".npz")]
+        named = [*([] if not clip else [Path(clip)]), *pictures]
+        # Rows may come out of a damaged database: nothing elsewhere is ever deleted for them.
+        return tuple(self._output / name for name in named if len(name.parts) == 2 and name.parts[0] in FOLDERS)
 
     def _remove(self, batch: Sequence[Kept], why: str) -> None:
         """Say why, then delete; the other way round only where the disk has no room to say it."""
@@ -300,11 +304,24 @@ class Retention:
                 connection.executemany("UPDATE detections SET removed = ? WHERE id = ? AND removed IS NULL", ids)
 
     def _delete(self, files: Iterable[Path]) -> None:
-        """Delete files, and those that could not be deleted before."""
-        self._left += files
-        while self._left:
-            self._left[-1].unlink(missing_ok=True)
-            self._left.pop()
+        """Delete files, and those that could not be deleted before.
+
+        A few that cannot be, on a damaged part of the disk for instance, must not keep all others for ever.
+
+        Raises
+        ------
+        OSError : there are many of them.
+        """
+        wanted, self._left = [*self._left, *files], []
+        for place, file in enumerate(wanted, 1):
+            try:
+                file.unlink(missing_ok=True)
+            except OSError as fault:
+                self._left.append(file)
+                if len(self._left) > STUBBORN:
+                    self._left += wanted[place:]
+                    raise
+                self._trouble.say(f"{file} cannot be deleted: {fault.strerror}; see to the disk")
 
     def _partials(self) -> list[str]:
         folders = [self._output, *(self._output / name for name in FOLDERS)]

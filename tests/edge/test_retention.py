@@ -92,6 +92,11 @@ def files_of(store: Store, row: Detection) -> Sequence[Path]:
     return (output / str(row.clip), picture, picture.with_suffix(".npz"))
 
 
+def files(store: Store) -> list[Path]:
+    """All clips, pictures and arrays that are there."""
+    return [file for name in module.FOLDERS for file in (store.path.parent / name).iterdir()]
+
+
 def test_nothing_goes_within_the_limits(store: Store) -> None:
     put(store, 5)
     assert kept(store, NO_LIMITS) == (0, [1, 2, 3, 4, 5])
@@ -219,6 +224,51 @@ def test_what_cannot_be_deleted_is_told_and_tried_again(store: Store, caplog: py
     retention.sweep()
     assert "can be deleted again" in caplog.text
     assert not any(file.exists() for file in files_of(store, found))
+
+
+def test_few_files_that_cannot_be_deleted_do_not_keep_the_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A part of the disk is damaged; then all of it."""
+    monkeypatch.setattr(module, "STUBBORN", 3)
+    found = put(store, 12)
+    bad = {store.path.parent / str(found[0].clip)}
+    unlink = Path.unlink
+
+    def damaged(path: Path, missing_ok: bool = False) -> None:
+        if path in bad:
+            raise OSError(117, "Structure needs cleaning", str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", damaged)
+    retention = Retention(store, store.path.parent, replace(NO_LIMITS, max_clips_mb=0.8))
+    for _ in range(3):
+        retention.sweep()
+    gone = [row for row in store.detections() if row.removed is not None]
+    assert [file.exists() for row in gone for file in files_of(store, row)].count(True) == 1
+    assert "Structure needs cleaning" in caplog.text and sum(file.stat().st_size for file in files(store)) <= 800 * KB
+    bad |= set(files(store))
+    retention.settings = replace(NO_LIMITS, max_clips_mb=0.1)
+    for _ in range(5):
+        retention.sweep()
+    assert sum(row.removed is not None for row in store.detections()) <= len(gone) + module.BATCH
+    bad.clear()
+    retention.sweep()
+    assert "can be deleted again" in caplog.text
+    assert not any(file.exists() for row in gone for file in files_of(store, row))
+
+
+@pytest.mark.parametrize("place", ["../precious", "{}/precious", "clips/../../precious", "precious", "clips", ""])
+def test_nothing_elsewhere_is_deleted(store: Store, tmp_path: Path, place: str) -> None:
+    """A row out of a damaged database names another file."""
+    for folder in (tmp_path, store.path.parent):
+        (folder / "precious").touch()
+    for kind in ({"clip": place.format(tmp_path)}, {"snapshot": place.format(tmp_path)}):
+        store.add(replace(Detection(None, "sea", 1.0, 2.0, NOW, 0.5, (0,), (0.5,), 0, "b", "d"), **kind))
+    put(store, 1)
+    retention = Retention(store, store.path.parent, replace(NO_LIMITS, max_clips_mb=0.01))
+    retention.sweep()
+    assert (tmp_path / "precious").exists() and (store.path.parent / "precious").exists() and not files(store)
 
 
 def test_files_are_compared_with_rows_at_start(store: Store, caplog: pytest.LogCaptureFixture) -> None:
