@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +83,11 @@ class Roll:
         start = min(max(start_sample, first), last)
         end = min(max(end_sample, start), last)
         return self._rows(row + start - first, row + end - first), start
+
+    def blocks(self) -> Iterator[AudioBlock]:
+        """What is kept, in order: a block, with a copy of the samples, for each stretch without holes."""
+        for first, last, row in self._spans():
+            yield AudioBlock(self._rows(row, row + last - first), first)
 
     def _check(self, block: AudioBlock) -> None:
         if block.samples.ndim != 2 or block.samples.shape[1] != self._ring.shape[1]:

@@ -150,10 +150,12 @@ class Recorder:
         return Roll(self._info.rate_hz, len(self._channels), seconds + later_s)
 
     def take(self, settings: Settings) -> None:
-        """Go on with other settings; a longer roll is filled as audio comes."""
+        """Go on with other settings; what was heard is kept, and a longer roll is filled as audio comes."""
         self.settings, before = settings, self.settings
         if (settings.events, settings.clips) != (before.events, before.clips):
-            self._roll = self._new_roll()
+            heard, self._roll = self._roll.blocks(), self._new_roll()
+            for audio in heard:
+                self._roll.push(audio)
 
     @property
     def _pre(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any, Callable
 
 import numpy as np
 import pytest
+import soundfile
 
 from orcawatch.config import HydrophoneSettings, LevelSettings, OverloadSettings, Settings
 from orcawatch.daemon import Upkeep, run
@@ -201,6 +202,18 @@ def test_reloaded_settings_are_taken_while_it_listens(
     other = replace(ensemble.bundle, start_threshold=1.0)
     found = watched(scripted(blocks(sea)), ensemble, settings, upkeep=Changing(320000, settings, other))
     assert [round(detection.start_s) for detection in found] == [5]
+
+
+def test_reload_between_a_call_and_its_clip_loses_none_of_it(
+    sea: Any, ensemble: Any, settings: Settings, scripted: Any
+) -> None:
+    """The call ends at 6.5 s; at 7.6 s its clip is to be a second longer than its post-roll of 2 s was to be."""
+    other = replace(settings, clips=replace(settings.clips, post_roll_s=3.0))
+    changing = Changing(round(7.6 * RATE_HZ), other, ensemble.bundle)
+    first, _ = watched(scripted(blocks(sea)), ensemble, settings, upkeep=changing)
+    samples, _ = soundfile.read(str(settings.output / str(first.clip)), dtype="float32")
+    begin, end = first.start_sample - 2 * RATE_HZ, first.end_sample + 3 * RATE_HZ
+    np.testing.assert_allclose(samples, sea[begin:end], atol=2e-7)
 
 
 def test_clips_are_not_written_where_there_is_no_room(
