@@ -24,6 +24,7 @@ from .capture import Source
 from .clock import Clocks, Timekeeper
 from .config import Settings, overridden
 from .detector import Scorer
+from .durable import Complaint
 from .ensemble import Ensemble
 from .errors import InputError
 from .events import EventBuilder, EventRules
@@ -41,6 +42,7 @@ Array = NDArray[np.float32]
 log = logging.getLogger(__name__)
 
 DATABASE = "detections.sqlite"
+CALM_S = 1.0  # a backlog up to this is none
 
 
 class Shared:
@@ -190,6 +192,7 @@ class Loop:
         overload = settings.overload
         wanted = () if source.waits else overload.steps
         self.ladder = Ladder(steps(bundle, len(channels), wanted), overload.step_up_s, overload.recover_s)
+        self._shedding = Complaint(log)
         self._builder = EventBuilder(rules_of(bundle, settings), info.rate_hz)
 
     def take(self, item: Item | None, windows: Sequence[WindowScore]) -> None:
@@ -231,6 +234,8 @@ class Loop:
         self._count("recorded", "", audio.end_sample - audio.start_sample, audio.end_sample)
 
     def _miss(self, missing: Missing) -> None:
+        if missing.kind == "shed":
+            self._shedding.say(f"audio is dropped: {missing.cause}")
         self.recorder.skip(missing.end_sample)
         self.logbook.missing(missing)
         self._count(missing.kind, missing.cause, missing.end_sample - missing.start_sample, missing.end_sample)
@@ -240,7 +245,7 @@ class Loop:
         self.position = position
 
     def _climb(self) -> None:
-        """Take another step of the overload ladder where the backlog says so."""
+        """Take another step of the overload ladder where the backlog says so; tell when no audio is dropped."""
         before = self.ladder.number
         step = self.ladder.update(self.source.behind_s, self._clocks.steady_s())
         if step is not None:
@@ -249,6 +254,8 @@ class Loop:
             log.log(level, "overload: %s, after %s (%.1f s wait)", step.name, was, self.source.behind_s)
             self.listener.take(step)
             self.logbook.step(self.ladder.number, step)
+        if self.ladder.number == 0 and self.source.behind_s < CALM_S:
+            self._shedding.end("no audio is dropped any more")
 
 
 def rules_of(bundle: Bundle, settings: Settings) -> EventRules:

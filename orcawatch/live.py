@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from .clock import SampleClock, Timekeeper
 from .config import SourceSettings
+from .durable import Complaint
 from .errors import AudioError
 from .feed import COMMAND, Chunk, Ended, Event, Feed
 from .records import AudioBlock, ClockChange, Item, Missing, StreamInfo
@@ -75,6 +76,7 @@ class Track:
         self._seams: list[tuple[float, float]] = []  # the arrivals before and after each of those
         self._holes: list[Hole] = []
         self._gone: str | None = None  # why there is no card; None while there is one
+        self._losing = Complaint(log)
 
     def take(self, event: Event) -> Iterator[Item]:
         """Yield what an event makes known."""
@@ -151,7 +153,7 @@ class Track:
         lost = self._clock.lost()
         if lost:
             self.unnoticed += lost
-            log.warning("%.3f s of audio were lost without notice in the last seconds", lost / self._rate_hz)
+            self._losing.say(f"{lost / self._rate_hz:.3f} s of audio were lost without notice in the last seconds")
             self._widen(Hole(lost, "gap", "samples lost without notice"))
 
     def _widen(self, hole: Hole) -> None:

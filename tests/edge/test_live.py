@@ -534,6 +534,18 @@ def test_positions_are_those_of_the_truth_through_losses_of_every_kind() -> None
     assert abs(last.start_sample - round(float(last.samples[0, 0]))) <= 2
 
 
+def test_losses_without_notice_do_not_flood_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """A card that is slower than its rate loses some every few seconds; the ledger has them all."""
+    world = World()
+    world.audio(50)
+    for _ in range(3):
+        world.lose(500)
+        world.audio(200)
+    assert [cause for _, cause, _ in holes(world.items)] == ["samples lost without notice"]
+    assert world.track.unnoticed == pytest.approx(1500, abs=5)
+    assert sum("lost without notice" in record.getMessage() for record in caplog.records) == 1
+
+
 def test_seams_that_follow_each_other_are_measured_together() -> None:
     """Forty overruns in eight seconds, as of a machine that is far too slow: every one is a hole, and the sum is right."""
     world = World()

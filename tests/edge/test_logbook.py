@@ -136,6 +136,22 @@ def test_overload_takes_steps_down_the_ladder_and_back(
     assert levels == ["WARNING", "WARNING", "INFO", "INFO"]
 
 
+def test_audio_that_is_dropped_is_told_once_and_when_it_is_over(
+    sea: Any, ensemble: Any, settings: Settings, scripted: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def shed(start: int) -> Item:
+        return Missing(start, start + 16000, "shed", "inference is behind")
+
+    heard = [AudioBlock(sea[:16000], start) for start in (0, 32000, 64000)]
+    items = [heard[0], shed(16000), heard[1], shed(48000), heard[2]]
+    settings = replace(settings, overload=OverloadSettings(steps=()))
+    watched(scripted(items, behind=lambda index: 20.0 if index < 4 else 0.0), ensemble, settings)
+    told = [record.getMessage() for record in caplog.records if "dropped" in record.getMessage()]
+    assert [text.split(",")[0] for text in told] == [
+        "audio is dropped: inference is behind", "no audio is dropped any more",
+    ]  # fmt: skip
+
+
 def test_channels_that_were_not_scored_have_no_score(
     sea: Any, ensemble: Any, settings: Settings, scripted: Any
 ) -> None:
