@@ -28,6 +28,14 @@ NEW = ".recovering"
 # A freed page still holds the rows that were deleted: of this table, messages would be sent again.
 ONLY_BY_SQLITE = ("outbox",)
 SMALL = ("budgets",)
+# Rows of the ledger are replaced by others. So a page that is no longer in force may hold some that are gone: one that
+# overlaps another of its session, or is a second one before its first sample, would count time twice.
+LEDGER = "ledger"
+FITS = {
+    LEDGER: "NOT EXISTS (SELECT 1 FROM (SELECT end_sample FROM ledger WHERE session = ?2 AND start_sample < ?8 "
+    "ORDER BY start_sample DESC LIMIT 1) WHERE end_sample > ?7) "
+    "AND (?7 IS NOT NULL OR NOT EXISTS (SELECT 1 FROM ledger WHERE session = ?2 AND start_sample IS NULL))"
+}
 UNBROKEN = ("detections", "sessions", "levels", "clock")  # rows are never deleted
 NUMBERED = ("detections", "sessions", "outbox")  # never give a number twice
 KINDS: Mapping[str, tuple[type, ...]] = {"INTEGER": (int,), "REAL": (float, int), "TEXT": (str,), "BLOB": (bytes, str)}
@@ -273,9 +281,13 @@ def copy_rows(connection: sqlite3.Connection, aside: Path, known: Sequence[Table
     newest = {frame.number: frame.page for frame in reversed(list(found.pages()))}
     both = lambda number: newest.get(number) or read(number)  # noqa: E731
     of_raw = [table for table in known if table.name not in ONLY_BY_SQLITE]
-    logged = ((frame.number, frame.page) for frame in found.pages())
-    highest = insert_raw(connection, logged, both, of_raw, [pages.EVERYTHING])
+    logged = [(frame.number, frame.page) for frame in found.pages()]
+    ledger = [table for table in known if table.name == LEDGER]
+    first = of_raw if found.broken else [table for table in of_raw if table.name != LEDGER]
+    highest = insert_raw(connection, logged, both, first, [pages.EVERYTHING])
     holes = copy_by_sqlite(connection, aside, known)
+    if holes[LEDGER] != NONE:
+        insert_raw(connection, logged, both, ledger, [pages.EVERYTHING])
     there = pages.pages_of(aside, page_b)
     highest |= insert_raw(connection, there, both, of_raw, [SEQUENCES, *(holes[table.name] for table in of_raw)])
     connection.execute(f"DELETE FROM detections WHERE {unreadable(LISTS)}")
@@ -321,9 +333,12 @@ def is_sequence(values: tuple[Any, ...]) -> bool:
 def insert(
     connection: sqlite3.Connection, table: Table, columns: Sequence[str], rows: Iterable[tuple[Any, ...]]
 ) -> None:
-    """Insert rows, but for those whose number is there already."""
-    marks = ", ".join("?" * len(columns))
-    connection.executemany(f"INSERT OR IGNORE INTO {table.name} ({', '.join(columns)}) VALUES ({marks})", rows)
+    """Insert rows, but for those whose number is there already, and those that do not fit the others."""
+    marks = ", ".join(f"?{place}" for place in range(1, len(columns) + 1))
+    query = (
+        f"INSERT OR IGNORE INTO {table.name} ({', '.join(columns)}) SELECT {marks} WHERE {FITS.get(table.name, '1')}"
+    )
+    connection.executemany(query, rows)
 
 
 def copy_by_sqlite(

@@ -53,7 +53,8 @@ def add_others(connection: sqlite3.Connection, id: int) -> None:
         "VALUES (1, ?, ?, ?, ?, ?, ?)",
         (id * 100, id * 100 + 100, *levels),
     )
-    connection.execute("INSERT INTO ledger (session, kind, start_sample, end_sample) VALUES (1, 'gap', ?, 7)", (id,))
+    span = (id * 100, id * 100 + 100)
+    connection.execute("INSERT INTO ledger (session, kind, start_sample, end_sample) VALUES (1, 'gap', ?, ?)", span)
     connection.execute(
         "INSERT INTO outbox (sink, kind, priority, created_utc, payload) VALUES ('m', 'detection', 1, 'now', ?)",
         (os.urandom(40),),
@@ -330,6 +331,36 @@ def test_lost_numbers_are_given_as_ranges() -> None:
     assert list(recovery.missing([3, 4, 7, 10], 12)) == ["1 to 2", "5 to 6", "8 to 9", "11 to 12"]
     assert list(recovery.missing([1, 3], 3)) == ["2"]
     assert list(recovery.missing([], 0)) == []
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize("where", ["in the log", "in the file"])
+def test_rows_of_the_ledger_that_were_replaced_do_not_come_back(tmp_path: Path, where: str, damaged: bool) -> None:
+    """Many rows of an hour became one: time would be counted twice."""
+    path = tmp_path / "out" / "d.sqlite"
+    query = "SELECT start_sample, end_sample FROM ledger ORDER BY start_sample"
+    with Store(tmp_path / "d.sqlite") as store:
+        add_all(store)
+        with store.transaction() as connection:
+            connection.execute("DELETE FROM ledger WHERE start_sample >= 15000")
+            connection.execute(
+                "INSERT INTO ledger (session, kind, start_sample, end_sample) VALUES (1, 'gap', 15000, 30100)"
+            )
+        if where == "in the file":
+            store._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with store.transaction() as connection:
+            before = connection.execute(query).fetchall()
+            (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'ledger'").fetchone()
+        shutil.copytree(tmp_path, path.parent, ignore=shutil.ignore_patterns("out"))
+    if damaged:
+        flip(path, (root - 1) * PAGE_B, PAGE_B, random.Random(0))
+    recovery.rescue(path, "a test")
+    with Store(path) as store, store.transaction() as connection:
+        after = connection.execute(query).fetchall()
+    assert after and all(end <= start for (_, end), (start, _) in zip(after, after[1:]))
+    assert after == before or (
+        damaged and set(after) <= {(id * 100, id * 100 + 100) for id in range(1, 301)} | set(before)
+    )
 
 
 def test_a_row_that_makes_no_sense_is_left_out(path: Callable[[str], Path], whole: dict[int, Detection]) -> None:
