@@ -270,10 +270,14 @@ def rules_of(bundle: Bundle, settings: Settings) -> EventRules:
     )
 
 
-def open_ensemble(settings: Settings) -> Ensemble:
-    """The ensemble of the settings' bundle (the shipped one where none is named), with the settings' overrides."""
-    bundle = load_bundle(settings.bundle or SHIPPED)
-    return Ensemble(overridden(bundle, settings), settings.threads)
+def open_bundle(settings: Settings) -> Bundle:
+    """The settings' bundle, the shipped one where none is named, without the settings' overrides."""
+    return load_bundle(settings.bundle or SHIPPED)
+
+
+def open_ensemble(settings: Settings, bundle: Bundle | None = None) -> Ensemble:
+    """The ensemble of a bundle, the settings' where it is left out, with the settings' overrides."""
+    return Ensemble(overridden(bundle or open_bundle(settings), settings), settings.threads)
 
 
 def open_store(output: Path) -> Store:

@@ -17,14 +17,13 @@ from types import FrameType
 from typing import Callable
 
 from . import daemon
-from .bundle import SHIPPED, Bundle, load_bundle
+from .bundle import Bundle
 from .capture import Source
 from .clock import Clocks
 from .config import Settings, overridden
 from .daemon import Loop, Upkeep
 from .detector import score_silence
 from .duty import OnDuty
-from .ensemble import Ensemble
 from .errors import InputError, OrcawatchError
 from .files import FileSource
 from .listener import Totals
@@ -110,8 +109,8 @@ class Service(Upkeep):
     def watch(self, input_file: Path | None, realtime: bool, on_detection: OnDetection) -> tuple[str, Totals]:
         """As `serve`."""
         settings = self._settings
-        self._bundle = load_bundle(settings.bundle or SHIPPED)
-        ensemble = Ensemble(overridden(self._bundle, settings), settings.threads)
+        self._bundle = daemon.open_bundle(settings)
+        ensemble = daemon.open_ensemble(settings, self._bundle)
         log.debug("silence scores %.3f", score_silence(ensemble))
         self._look_after(self._open.enter_context(self._only_writer(settings.output)))
         source = self._source(input_file, realtime)

@@ -39,7 +39,7 @@ def stopping(window, *how):
         os.kill(os.getpid(), signal.SIGTERM)
     return score(window, *how)
 fake.score = stopping
-def open_ensemble(settings):
+def open_ensemble(settings, bundle=None):
     fake.bundle = config.overridden(fake.bundle, settings)
     return fake
 daemon.open_ensemble = open_ensemble
