@@ -353,7 +353,7 @@ def test_rows_of_the_ledger_that_were_replaced_do_not_come_back(tmp_path: Path, 
             (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'ledger'").fetchone()
         shutil.copytree(tmp_path, path.parent, ignore=shutil.ignore_patterns("out"))
     if damaged:
-        flip(path, (root - 1) * PAGE_B, PAGE_B, random.Random(0))
+        flip(path, root * PAGE_B - 1000, 1000, random.Random(0))  # where its first rows are
     recovery.rescue(path, "a test")
     with Store(path) as store, store.transaction() as connection:
         after = connection.execute(query).fetchall()
