@@ -193,7 +193,7 @@ def test_nothing_that_listening_can_do_without_ends_the_watch(tmp_path: Path, po
         try:
             manager.wait_for("READY=1")
             assert not half.exists()
-            assert "no metrics: " in manager.text()
+            assert "metrics cannot be served at 127.0.0.1" in manager.text()
             manager.wait_for("STATUS=gap")
             shutil.rmtree(tmp_path / "bundle")
             (tmp_path / "orcawatch.yaml").write_text(ABSENT.format(threshold=0.95, port=port))
