@@ -114,7 +114,8 @@ class Service(Upkeep):
         log.debug("silence scores %.3f", score_silence(ensemble))
         self._look_after(self._open.enter_context(self._only_writer(settings.output)))
         source = self._source(input_file, realtime)
-        self._serve_metrics(ensemble.bundle)
+        self.metrics.serve(settings.metrics)
+        self.metrics.about(settings.station, ensemble.bundle.name, ensemble.bundle.digest)
         self.notifier.ready("listening" if self._live is None else "waiting for the device")
         if self._live is not None and not self._live.open(self._stop, self._watchdog.processed):
             return "", Totals()
@@ -127,7 +128,7 @@ class Service(Upkeep):
 
     @contextmanager
     def watching(self, store: Store) -> Iterator[None]:
-        """The store's disk is looked after; a watch begins before READY, as comparing many clips with rows takes long."""
+        """The disk is looked after; a watch begins with that before READY: to compare many clips with rows takes long."""
         if self._store is not store:
             self._look_after(store)
         with self._watch:
@@ -138,14 +139,6 @@ class Service(Upkeep):
         self._open.callback(self._watch.close)
         retention = Retention(store, self._settings.output, self._settings.retention)
         self._retention = self._watch.enter_context(retention)
-
-    def _serve_metrics(self, bundle: Bundle) -> None:
-        """Listening does not hang on it: a port that another program has is told."""
-        self.metrics.about(self._settings.station, bundle.name, bundle.digest)
-        try:
-            self.metrics.serve(self._settings.metrics)
-        except InputError as fault:
-            log.error("no metrics: %s", fault)
 
     @contextmanager
     def _only_writer(self, output: Path) -> Iterator[Store]:
