@@ -128,7 +128,7 @@ class Service(Upkeep):
 
     @contextmanager
     def watching(self, store: Store) -> Iterator[None]:
-        """The disk is looked after; a watch begins with that before READY: to compare many clips with rows takes long."""
+        """The disk is looked after; a watch begins so before READY: to compare many clips with rows takes long."""
         if self._store is not store:
             self._look_after(store)
         with self._watch:
