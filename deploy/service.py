@@ -60,13 +60,15 @@ def plan_install(config: Path, command: str, root: Path = MACHINE, start: bool =
     """
     config = absolute(config)
     check_visible(config, "the settings")
+    if root == MACHINE:
+        check_visible(config.resolve(), "the settings")
     texts = {inside(root, path): shipped(name) for name, path in FILES.items()}
     if not inside(root, config).exists():
         texts[inside(root, config)] = shipped("config.yaml")
     output = output_of(root, config)
     texts[inside(root, UNIT_PATH)] = unit_text(command, config, output)
     texts[inside(root, FILES["orcawatch.tmpfiles"])] += folder_line(output)
-    files = {path: text for path, text in texts.items() if not path.exists() or path.read_text() != text}
+    files = {path: text for path, text in texts.items() if not path.exists() or path.read_bytes() != text.encode()}
     return Plan(files, list(install_commands(root, start, changed=bool(files))))
 
 

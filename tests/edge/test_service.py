@@ -185,6 +185,24 @@ def test_what_the_service_cannot_see_is_refused(tmp_path: Path, place: str) -> N
         service.program(Path("/usr/bin/python3"), Path(place))
 
 
+def test_settings_behind_a_link_are_refused_where_the_service_cannot_see_them() -> None:
+    """The folders of tests are under /tmp themselves."""
+    link = Path("/dev/shm") / f"orcawatch-{os.getpid()}.yaml"
+    link.symlink_to("/root/config.yaml")
+    try:
+        with pytest.raises(InputError, match="cannot be at /root/config.yaml"):
+            plan(service.MACHINE, config=link)
+    finally:
+        link.unlink()
+
+
+def test_an_older_file_may_hold_anything(tmp_path: Path) -> None:
+    unit = tmp_path / "etc/systemd/system/orcawatch.service"
+    unit.parent.mkdir(parents=True)
+    unit.write_bytes(b"[Unit]\nDescription=caf\xe9\n")
+    assert unit in plan(tmp_path).files
+
+
 def test_the_program_is_the_one_that_runs() -> None:
     script = Path(sys.executable).with_name("orcawatch")
     assert service.program(Path("/usr/bin/python3"), Path("/opt/x/cli.py")) == "/usr/bin/python3 -m orcawatch.cli"
