@@ -190,7 +190,7 @@ def test_settings_behind_a_link_are_refused_where_the_service_cannot_see_them() 
     link = Path("/dev/shm") / f"orcawatch-{os.getpid()}.yaml"
     link.symlink_to("/root/config.yaml")
     try:
-        with pytest.raises(InputError, match="cannot be at /root/config.yaml"):
+        with pytest.raises(InputError, match=r"cannot be at /root/config\.yaml"):
             plan(service.MACHINE, config=link)
     finally:
         link.unlink()
