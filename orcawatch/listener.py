@@ -12,7 +12,7 @@ from .capture import Screen, Source
 from .channels import chosen_channels, select
 from .detector import Detector, Scorer
 from .errors import AudioError
-from .records import AudioBlock, Item, Missing, WindowScore
+from .records import AudioBlock, ClockChange, Item, Missing, WindowScore
 
 if TYPE_CHECKING:
     from .load import Step
@@ -162,17 +162,15 @@ class Listener:
         )
 
     def _take(self, item: Item) -> Iterator[Heard]:
-        if isinstance(item, AudioBlock):
-            yield from self._take_audio(item)
-        elif isinstance(item, Missing):
-            yield from self._take_missing(item)
-        else:
+        if isinstance(item, ClockChange):
             yield item, []
+            return
+        if self._end is not None and item.start_sample > self._end:
+            yield from self._take_missing(Missing(self._end, item.start_sample, "gap", LEFT_OUT))
+        yield from self._take_audio(item) if isinstance(item, AudioBlock) else self._take_missing(item)
 
     def _take_audio(self, block: AudioBlock) -> Iterator[Heard]:
         yield from self._take_step()
-        if self._end is not None and block.start_sample > self._end:
-            yield from self._take_missing(Missing(self._end, block.start_sample, "gap", LEFT_OUT))
         self._heard = block.start_sample if self._heard is None else self._heard
         self._read += len(block.samples)
         self._end = block.end_sample

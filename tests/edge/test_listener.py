@@ -7,7 +7,7 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
-from orcawatch.listener import REFUSED, Listener
+from orcawatch.listener import LEFT_OUT, REFUSED, Listener
 from orcawatch.load import steps
 from orcawatch.records import AudioBlock, ClockChange, Item, Missing
 
@@ -62,6 +62,15 @@ def test_each_kind_of_missing_audio_is_counted(sea: Any, ensemble: Any, scripted
     check_tiling(heard(listener))
     totals = listener.totals()
     assert (totals.read_s, totals.gap_s, totals.off_duty_s, totals.shed_s) == (2.0, 1.0, 2.0, 3.0)
+
+
+def test_holes_before_audio_and_before_missing_audio_are_gaps(sea: Any, ensemble: Any, scripted: Any) -> None:
+    items = [AudioBlock(sea[:16000], 0), Missing(20000, 32000, "shed", "late"), AudioBlock(sea[:16000], 48000)]
+    listener = Listener(scripted(items), ensemble, None)
+    found = heard(listener)
+    check_tiling(found)
+    assert spans(found)[1:4] == [(LEFT_OUT, 16000, 20000), ("late", 20000, 32000), (LEFT_OUT, 32000, 48000)]
+    assert (listener.totals().gap_s, listener.totals().shed_s) == (1.25, 0.75)
 
 
 def test_refused_audio_is_entered_as_it_comes(sea: Any, ensemble: Any, scripted: Any) -> None:
