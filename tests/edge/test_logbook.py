@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import sqlite3
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -16,9 +18,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from orcawatch.config import HydrophoneSettings, LevelSettings, OverloadSettings, Settings
+from orcawatch.config import DutySettings, HydrophoneSettings, LevelSettings, OverloadSettings, Settings
 from orcawatch.daemon import Upkeep, run
-from orcawatch.records import AudioBlock, Item, Missing
+from orcawatch.duty import OnDuty
+from orcawatch.records import AudioBlock, ClockChange, Item, Missing
 from orcawatch.store import Detection
 
 RATE_HZ = 16000
@@ -168,6 +171,51 @@ def test_channels_that_were_not_scored_have_no_score(
         assert detection.best_channel == 0
     texts = rows(settings, "SELECT channel_scores FROM detections")
     assert all(json.loads(row["channel_scores"])[1] is None for row in texts)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_comes_each_sample_is_in_one_row(
+    sea: Any, ensemble: Any, settings: Settings, scripted: Any, seed: int
+) -> None:
+    """Audio that is no number, holes told and not told, overload, duty and jumps of the clock, through the whole loop."""
+    dice = random.Random(seed)
+    items = list(anything(dice, sea))
+    behind = [dice.choice([0.0, 0.0, 6.0, 20.0]) for _ in items]
+    source = OnDuty(scripted(items, behind=behind.__getitem__, start_utc=START), DutySettings(13, 20))
+    kept = Keeping()
+    watched(source, ensemble, settings, clocks=SteppedClock([0.0]), upkeep=kept)
+    spans = stretches(settings)
+    check_tiling(sorted(spans, key=lambda span: span[3]), items[-1].end_sample)
+    found: defaultdict[tuple[str, str], float] = defaultdict(float)
+    for kind, cause, _, start, end in spans:
+        found[kind, cause] += (end - start) / RATE_HZ
+    assert found == pytest.approx(kept.seconds) and len(found) >= 4
+
+
+class Keeping(Upkeep):
+    """Keeps what the loop has counted at the end."""
+
+    def ended(self, loop: Any) -> None:
+        self.seconds = dict(loop.seconds)
+
+
+def anything(dice: random.Random, sea: Any) -> Iterator[Item]:
+    """Forty items between audio."""
+    position = 0
+    chosen = dice.choices(["audio", "bad", "gap", "shed", "clock", "hole"], [6, 2, 1, 1, 1, 1], k=40)
+    for what in ["audio", *chosen, "audio"]:
+        length = dice.randrange(1, 24000)
+        if what == "clock":
+            yield ClockChange(position, START, dice.choice([0.0, 3600.0, -3600.0]), True, True)
+            continue
+        if what in ("audio", "bad"):
+            first = dice.randrange(len(sea) - length)
+            samples = sea[first : first + length].copy()
+            samples[: dice.randrange(length) if what == "bad" else 0, dice.randrange(2)] = np.nan
+            yield AudioBlock(samples, position)
+        elif what != "hole":
+            yield Missing(position, position + 3 * length, what, "in the script")
+        position += length * (1 if what in ("audio", "bad", "hole") else 3)
 
 
 def test_files_have_no_ladder(sea: Any, ensemble: Any, settings: Settings, scripted: Any) -> None:
