@@ -27,6 +27,7 @@ FILES = {
     "orcawatch.service": UNIT_PATH,
 }
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # ProtectHome= and PrivateTmp= of the unit
+SYSTEM = ("/etc", "/home", "/opt", "/usr", "/var/lib", "/var/log")  # no output folder holds these
 MACHINE = Path("/")
 
 
@@ -66,10 +67,18 @@ def plan_install(config: Path, command: str, root: Path = MACHINE, start: bool =
     if not inside(root, config).exists():
         texts[inside(root, config)] = shipped("config.yaml")
     output = output_of(root, config)
+    check_output(output)
     texts[inside(root, UNIT_PATH)] = unit_text(command, config, output)
     texts[inside(root, FILES["orcawatch.tmpfiles"])] += folder_line(output)
     files = {path: text for path, text in texts.items() if not path.exists() or path.read_bytes() != text.encode()}
-    return Plan(files, list(install_commands(root, start, changed=bool(files))))
+    first, *others = install_commands(root, start, changed=bool(files))
+    owning = [owning_command(output)] if root == MACHINE and output.is_dir() else []
+    return Plan(files, [first, *owning, *others])
+
+
+def owning_command(output: Path) -> Sequence[str]:
+    """Gives the service what root has made in the output folder, by trying the program there: it could not write it."""
+    return ["chown", "--recursive", "--from=root", f"{USER}:{USER}", str(output)]
 
 
 def install_commands(root: Path, start: bool, changed: bool) -> Iterator[Sequence[str]]:
@@ -178,8 +187,17 @@ def check_visible(path: Path, what: str) -> None:
     hiding = [folder for folder in HIDDEN if path.is_relative_to(folder)]
     if hiding:
         raise InputError(
-            f"{what} cannot be at {path}: the service does not see what is under {hiding[0]}; "
-            "use /opt/orcawatch for the program (python3 -m venv /opt/orcawatch) and /etc/orcawatch for settings"
+            f"{what} cannot be at {path}: the service does not see what is under {hiding[0]}; use /opt/orcawatch for "
+            "the program (python3 -m venv /opt/orcawatch), /etc/orcawatch for settings, and /var/lib/orcawatch for data"
+        )
+
+
+def check_output(output: Path) -> None:
+    """Raise InputError for an output folder that the service cannot have to itself."""
+    check_visible(output, "the output folder")
+    if any(Path(place).is_relative_to(output) for place in SYSTEM):
+        raise InputError(
+            f"the output folder cannot be {output}, which is the system's; name one of its own, like /var/lib/orcawatch"
         )
 
 

@@ -156,6 +156,26 @@ def test_the_service_may_write_where_the_settings_say(tmp_path: Path) -> None:
     assert service.installed_output(tmp_path) == Path("/media/sea data")
 
 
+@pytest.mark.parametrize("output", ["/", "/var", "/var/lib", "/etc", "/home/me/data", "/tmp/data"])
+def test_an_output_folder_that_cannot_be_the_services_own_is_refused(tmp_path: Path, output: str) -> None:
+    (tmp_path / "etc/orcawatch").mkdir(parents=True)
+    (tmp_path / "etc/orcawatch/config.yaml").write_text(f"output: {output}\n")
+    with pytest.raises(InputError, match="the output folder cannot be"):
+        plan(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_what_root_has_made_by_trying_becomes_the_services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "USER", "daemon")
+    (tmp_path / "clips").mkdir()
+    for name in ("detections.sqlite", "clips/another's"):
+        (tmp_path / name).touch()
+    os.chown(tmp_path / "clips/another's", 65534, 65534)
+    service.run(service.owning_command(tmp_path))
+    owners = {path.name: path.owner() for path in tmp_path.glob("**/*")}
+    assert owners == {"detections.sqlite": "daemon", "clips": "daemon", "another's": "nobody"}
+
+
 @pytest.mark.parametrize(
     ("output", "place"),
     [("", "/var/lib/orcawatch/orcawatch-out"), ("output: data", "/etc/orcawatch/data"), ("output: /srv/x", "/srv/x")],
