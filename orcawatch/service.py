@@ -86,7 +86,7 @@ class Service(Upkeep):
         self._load = load
         self._settings = settings
         self._stop = stop
-        self._asked = Flag()  # to reload
+        self._asked = False  # to reload; no `Event`: the handler of a second signal could wait for its lock for ever
         self._duty: OnDuty[LiveSource] | None = None
         self._live: LiveSource | None = None
         self._retention: Retention | None = None
@@ -174,7 +174,7 @@ class Service(Upkeep):
         self._watchdog.processed()
         if self._stop.is_set():
             self.notifier.stopping()
-        if self._asked.is_set():
+        if self._asked:
             self._reload(loop)
         now_s = time.monotonic()
         if now_s >= self._tell_at:
@@ -217,10 +217,10 @@ class Service(Upkeep):
         return self._duty
 
     def _on_hangup(self, number: int, frame: FrameType | None) -> None:
-        self._asked.set()
+        self._asked = True
 
     def _reload(self, loop: Loop) -> None:
-        self._asked.clear()
+        self._asked = False
         self.notifier.reloading()
         if self._bundle is not None:
             self._settings = reload(self._load, self._settings, self._bundle)
