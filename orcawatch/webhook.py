@@ -171,6 +171,10 @@ def url_fault(url: str) -> str | None:
         right = False
     if not right:
         return f"must begin with http:// or https:// and name a server, not {url!r}"
+    if not url.isascii() or not url.isprintable() or " " in url:
+        return (
+            f"must be written with %.. for spaces and letters beyond ASCII (xn--.. in the server's name), not {url!r}"
+        )
     if "@" in found.netloc:
         return "must not hold a user or password; put a header `Authorization: ...` into `headers_file`"
     return None

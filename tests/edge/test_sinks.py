@@ -213,6 +213,13 @@ def test_keys_of_a_sink_are_checked_with_the_rest(tmp_path: Path, notebook: None
         assert text in str(caught.value)
 
 
+@pytest.mark.parametrize("url", ["http://h/öre", "http://h/a b", "http://hö/", "http://h/\x01"])
+def test_an_address_that_no_request_can_hold_is_refused(url: str) -> None:
+    """Each message would break the sink, and be parked."""
+    with pytest.raises(ConfigError, match="must be written with %"):
+        WebhookSink(WebhookSettings(url=url), Site("s", Path("out")))
+
+
 def test_loading_the_configuration_loads_no_network_library(tmp_path: Path) -> None:
     code = (
         "import sys, orcawatch.config; orcawatch.config.sink_kinds(); "
