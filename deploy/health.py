@@ -44,7 +44,7 @@ def unit_state() -> dict[str, str]:
 
 PROPERTIES = (
     "LoadState", "ActiveState", "SubState", "UnitFileState", "Result", "StatusText", "NRestarts", "MainPID",
-    "ExecMainStartTimestamp", "ExecMainStatus", "ActiveEnterTimestampMonotonic", "MemoryCurrent",
+    "ExecMainStartTimestamp", "ExecMainStatus", "MemoryCurrent",
 )  # fmt: skip
 
 
@@ -92,10 +92,10 @@ def read_account(path: Path) -> Account:
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
             count, newest = connection.execute("SELECT count(*), max(start_utc) FROM detections").fetchone()
-            last = connection.execute("SELECT max(end_utc), kind, cause FROM ledger").fetchone()
+            last = connection.execute("SELECT end_utc, kind, cause FROM ledger ORDER BY id DESC LIMIT 1").fetchone()
     except sqlite3.Error as fault:
         return Account(fault=f"{path} cannot be read: {fault}")
-    until, kind, cause = last
+    until, kind, cause = last or (None, "", "")
     return Account(count, parsed(newest), parsed(until), f"{kind}: {cause}" if cause else str(kind))
 
 

@@ -342,6 +342,17 @@ def test_a_ledger_that_nobody_keeps_is_a_problem(log: Callable[[float], Path], a
     assert len(found) == problems and all("no entry for 400 s" in text for text in found)
 
 
+def test_a_clock_that_was_set_back_does_not_hide_that_nobody_keeps_the_ledger(log: Callable[[float], Path]) -> None:
+    path = log(-3600.0)
+    end = (NOW - timedelta(seconds=400)).isoformat()
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            "INSERT INTO ledger (session, kind, start_utc, end_utc) VALUES (1, 'recorded', ?, ?)", (end, end)
+        )
+    account = health.read_account(path)
+    assert account.kind == "recorded" and len(list(health.account_problems(account, ACTIVE, NOW))) == 1
+
+
 def test_reading_the_log_leaves_it_as_it_is(log: Callable[[float], Path]) -> None:
     path = log(1.0)
     before = path.read_bytes()
