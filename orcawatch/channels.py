@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .errors import AudioError, InputError
 from .records import AudioBlock
+
+if TYPE_CHECKING:
+    from .config import Settings
 
 
 def chosen_channels(channels: Sequence[int] | None, available: int) -> tuple[int, ...]:
@@ -26,6 +30,16 @@ def chosen_channels(channels: Sequence[int] | None, available: int) -> tuple[int
             f"channels must be 0 to {available - 1} (the source has {available}), not {missing}: change `channels`"
         )
     return chosen
+
+
+def check_hydrophones(settings: Settings, available: int) -> None:
+    """Raise InputError where the source has too few channels, or another number than there are hydrophones."""
+    used = chosen_channels(settings.channels, available)
+    if settings.hydrophones and len(settings.hydrophones) != len(used):
+        raise InputError(
+            f"hydrophones must be as many as the used channels ({len(used)}), not {len(settings.hydrophones)}: one "
+            "group of keys for each, or name the used ones in `channels`"
+        )
 
 
 def select(block: AudioBlock, channels: Sequence[int]) -> AudioBlock:

@@ -13,7 +13,7 @@ from typing import Any, Callable, TypeVar
 import click
 
 from .bundle import SHIPPED, Bundle, load_bundle
-from .channels import chosen_channels
+from .channels import check_hydrophones
 from .cli import EXIT_CODES, FILE, logged
 from .config import Settings, overridden, read_settings, reference_page, refuse
 from .detector import Grid
@@ -177,16 +177,6 @@ def check_rate(bundle: Bundle, rate_hz: int) -> None:
     """Raise AudioError where a front end cannot use audio of this rate."""
     for entry in bundle.backbones.values():
         RowStream(entry.front_end, rate_hz, 1)
-
-
-def check_hydrophones(settings: Settings, available: int) -> None:
-    """Raise InputError where the source has too few channels, or another number than there are hydrophones."""
-    used = chosen_channels(settings.channels, available)
-    if settings.hydrophones and len(settings.hydrophones) != len(used):
-        raise InputError(
-            f"hydrophones must be as many as the used channels ({len(used)}), not {len(settings.hydrophones)}: one "
-            "group of keys for each, or name the used ones in `channels`"
-        )
 
 
 def check_output(output: Path) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from . import recovery
 from .bundle import SHIPPED, Bundle, load_bundle
 from .capture import Source
+from .channels import check_hydrophones
 from .clock import Clocks, Timekeeper
 from .config import Settings, overridden
 from .detector import Scorer
@@ -144,6 +145,7 @@ def run(
     upkeep = upkeep or Upkeep()
     shared = Shared(ensemble, upkeep.scored)
     listener = Listener(source, shared, settings.channels)
+    check_hydrophones(settings, source.info.channels)
     with upkeep.store(settings.output) as store, upkeep.watching(store):
         loop = Loop(store, source, shared, listener, settings, on_detection, upkeep, clocks or Clocks())
         with closing(loop):

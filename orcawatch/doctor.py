@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from . import pages
 from .bundle import Bundle
-from .channels import chosen_channels
+from .channels import check_hydrophones, chosen_channels
 from .checks import (
     Capture,
     Disk,
@@ -44,7 +44,7 @@ from .checks import (
 from .cli import FILE, chosen_settings, config_option, logged
 from .clock import Clocks, Timekeeper
 from .config import Settings, SinkSettings
-from .config_command import check_hydrophones, oddities, standing
+from .config_command import oddities, standing
 from .daemon import DATABASE, open_ensemble
 from .detector import Detector, Scorer, score_silence
 from .durable import write_bytes

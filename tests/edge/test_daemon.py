@@ -17,7 +17,7 @@ import pytest
 import soundfile
 
 from orcawatch import recorder, store
-from orcawatch.config import ClipSettings, EventSettings, Settings
+from orcawatch.config import ClipSettings, EventSettings, HydrophoneSettings, Settings
 from orcawatch.daemon import Upkeep, run, stop_signals
 from orcawatch.errors import AudioError, InputError
 from orcawatch.listener import Totals
@@ -348,6 +348,16 @@ def test_selected_channels_are_scored_and_kept(sea: Any, ensemble: Any, tmp_path
     assert soundfile.info(str(settings.output / str(found[0].clip))).channels == 1
     with pytest.raises(AudioError, match="0 to 1"):
         listened(FakeSource([(0, sea)]), ensemble, replace(settings, channels=(2,)))
+
+
+def test_hydrophones_of_another_number_are_refused_before_anything_is_written(
+    sea: Any, ensemble: Any, tmp_path: Path
+) -> None:
+    """A service manager starts the daemon again every few seconds."""
+    settings = settings_in(tmp_path, hydrophones=(HydrophoneSettings("H-1"),) * 4)
+    with pytest.raises(InputError, match=r"as many as the used channels \(2\), not 4"):
+        listened(FakeSource([(0, sea)]), ensemble, settings)
+    assert not settings.output.exists()
 
 
 def test_detections_have_the_sources_channel_numbers(
