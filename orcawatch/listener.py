@@ -163,6 +163,7 @@ class Listener:
 
     def _take(self, item: Item) -> Iterator[Heard]:
         if isinstance(item, ClockChange):
+            yield from self._settle()  # what was heard before it has the time of before
             yield item, []
             return
         if self._end is not None and item.start_sample > self._end:

@@ -102,6 +102,16 @@ def test_changes_of_the_clock_end_nothing(sea: Any, ensemble: Any, scripted: Any
     assert scores[0] == scores[1]
 
 
+def test_held_back_audio_comes_before_a_change_of_the_clock(sea: Any, ensemble: Any, scripted: Any) -> None:
+    bad = sea[:16000].copy()
+    bad[4000:8000] = np.nan
+    change = ClockChange(16000, datetime(2026, 1, 1, tzinfo=timezone.utc), 3600.0, True, True)
+    found = heard(Listener(scripted([AudioBlock(bad, 0), change, AudioBlock(sea[16000:], 16000)]), ensemble, None))
+    check_tiling(found)
+    before = found[: [item for item, _ in found].index(change)]
+    assert spans(before)[-1] == ("audio", 8000, 16000)
+
+
 def test_step_of_the_ladder_begins_a_new_stretch(sea: Any, ensemble: Any, scripted: Any) -> None:
     """From the step on the hop is longer and only its channels have scores; no sample is left out."""
     ladder = steps(ensemble.bundle, 2)
