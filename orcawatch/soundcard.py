@@ -28,7 +28,7 @@ from typing import Any, Callable, NamedTuple
 HEADER = struct.Struct("<4sBB2xIIIQQQ")
 MAGIC = b"OWSC"
 OPENED, AUDIO, FAULT = 1, 2, 3
-OVERFLOW, UNDERFLOW = 1, 2  # flags of a frame of audio
+OVERFLOW = 1  # flag of a frame of audio
 SAMPLE_BYTES = {"int16": 2, "int24": 3, "int32": 4, "float32": 4}
 RATES_HZ = (8000, 11025, 16000, 22050, 32000, 44100, 48000, 88200, 96000, 176400, 192000)
 PIPE_BYTES = 1 << 20
@@ -57,7 +57,7 @@ class Header(NamedTuple):
     ----------
     magic : `MAGIC`.
     kind : `OPENED` and `FAULT` carry JSON, `AUDIO` interleaved samples.
-    flags : `OVERFLOW`, `UNDERFLOW`: the callback's own, of this block and of any that were dropped before it.
+    flags : `OVERFLOW` where the callback was told so, for this block or any that were dropped before it.
     sequence : counts the frames from 0.
     size : bytes that follow.
     rows : samples of each channel that follow.
@@ -243,7 +243,7 @@ class Buffer:
     def callback(self, data: Any, rows: int, times: Any, status: Any) -> None:
         """Copy, count, return: called by PortAudio's own thread."""
         first, self._position = self._position, self._position + rows
-        self._flags |= OVERFLOW * bool(status.input_overflow) | UNDERFLOW * bool(status.input_underflow)
+        self._flags |= OVERFLOW * bool(status.input_overflow)
         if self._put - self._taken + rows > self._room:
             return
         steady_ns, awake_ns = (self._clock_ns(clock) for clock in (time.CLOCK_BOOTTIME, time.CLOCK_MONOTONIC))

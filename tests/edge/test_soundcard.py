@@ -113,10 +113,7 @@ def test_name_without_its_numbers() -> None:
 def test_callback_copies_and_counts_and_never_waits() -> None:
     """Room for 25 rows: the third block of ten is dropped, and its overflow is told with the next that fits."""
     buffer = Buffer(25, lambda clock: 7)
-    fine, over = (
-        SimpleNamespace(input_overflow=False, input_underflow=False),
-        SimpleNamespace(input_overflow=True, input_underflow=False),
-    )
+    fine, over = SimpleNamespace(input_overflow=False), SimpleNamespace(input_overflow=True)
     for status in (fine, fine, over):
         buffer.callback(b"ab" * 10, 10, None, status)
     first, second = buffer.queue.get(), buffer.queue.get()
@@ -509,9 +506,8 @@ class Tee(Through[LiveSource]):
 
 
 def test_scene_that_is_played_live_gives_the_detections_of_its_file(sea: Any, tmp_path: Path) -> None:
-    """Fifteen seconds on four hydrophones, scored by the shipped bundle: equal to the sample and to the bit."""
-    settings = SceneSettings(duration_s=15.0, rate_hz=RATE_HZ, seed=3, calls_per_minute=20.0, snr_low_db=9.0)
-    scene = np.ascontiguousarray(simulate_scene(settings).samples, np.float32)
+    """On four hydrophones, scored by the shipped bundle: equal to the sample and to the bit."""
+    scene = played_scene()
     sea.plug_in("hydrophones", 4, RATE_HZ)
     live, live_found, heard = listened(sea, scene, tmp_path / "live")
     start = int(np.flatnonzero(heard.any(axis=1))[0])
@@ -524,7 +520,17 @@ def test_scene_that_is_played_live_gives_the_detections_of_its_file(sea: Any, tm
         recordings, open_ensemble(settings), settings, file_found.append, lambda seconds: None, threading.Event()
     )
     assert [facts(detection) for detection in live_found] == [facts(detection) for detection in file_found]
-    assert len(file_found) == 3 and live.scored_s == of_file.scored_s == len(heard) / RATE_HZ
+    assert len(file_found) >= 3 and live.scored_s == of_file.scored_s == len(heard) / RATE_HZ
+
+
+def played_scene() -> Any:
+    """Fifteen simulated seconds, or the four-channel file that SCENE names, at `RATE_HZ`."""
+    if "SCENE" in os.environ:
+        samples, rate_hz = soundfile.read(os.environ["SCENE"], dtype="float32")
+        assert (samples.shape[1], rate_hz) == (4, RATE_HZ)
+        return samples
+    settings = SceneSettings(duration_s=15.0, rate_hz=RATE_HZ, seed=3, calls_per_minute=20.0, snr_low_db=9.0)
+    return np.ascontiguousarray(simulate_scene(settings).samples, np.float32)
 
 
 def listened(sea: Any, scene: Any, output: Path) -> tuple[Totals, list[Detection], Any]:
