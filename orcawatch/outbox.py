@@ -36,6 +36,7 @@ from .sinks import (
     make_sink,
     message,
 )
+from .store import identity
 
 if TYPE_CHECKING:
     from .config import Settings
@@ -322,6 +323,7 @@ class Sender:
         self._clocks = clocks
         self._jitter = jitter
         self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None  # which one it is to
         self._budget: Budget | None = None
         self._acknowledged: int | None = None  # a row that is to be marked
         self._aside: int | None = None  # a row that lets another one go first
@@ -480,10 +482,16 @@ class Sender:
             self._connection = None
 
     def _database(self) -> sqlite3.Connection:
-        """The connection of this thread. What it writes survives a kill; after a power cut a mark may be missing, and
-        the message goes twice: that spares the disk two flushes a message."""
+        """The connection of this thread, opened anew where a rescue has put another file in the place of a damaged one.
+
+        What it writes survives a kill; after a power cut a mark may be missing, and
+        the message goes twice: that spares the disk two flushes a message.
+        """
+        found = identity(self._path)
+        if found != self._file:
+            self._close_database()
         if self._connection is None:
-            self._connection = connected(self._path)
+            self._connection, self._file = connected(self._path), found
             self._connection.execute("PRAGMA synchronous = NORMAL")
             self._budget = self._budget or self._saved_budget(self._connection)
         return self._connection

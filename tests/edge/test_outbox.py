@@ -19,6 +19,7 @@ from orcawatch import outbox
 from orcawatch.config import SinkSettings
 from orcawatch.errors import OrcawatchError
 from orcawatch.outbox import Budget, Outbox, Queue, Sender, connected, next_message
+from orcawatch.recovery import rescue
 from orcawatch.sinks import Message, Origin, RefusedError, SinkError, UnreachableError
 from orcawatch.store import Detection, Store
 
@@ -616,6 +617,18 @@ def test_the_oldest_waiting_message_is_found_without_a_scan(store: Store) -> Non
         ).fetchall()
     text = " ".join(str(row[-1]) for row in plan)
     assert "USING INDEX outbox_waiting" in text and "TEMP B-TREE" not in text, text
+
+
+def test_a_database_that_was_rescued_while_running_is_the_one_that_is_sent_from(
+    store: Store, clocks: FakeClocks, sink: FakeSink
+) -> None:
+    box, sender = made(store, clocks, queue_of(sink))
+    post(box, store, "detection")
+    assert sender.step() == 0
+    rescue(store.path, "a test")
+    post(box, store, "detection")
+    stepped(sender, clocks, 10)
+    assert len(sink.got) == 2 and box.depths()["far"].messages == 0
 
 
 class SlowClocks(FakeClocks):
