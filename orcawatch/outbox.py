@@ -263,13 +263,15 @@ class Outbox:
         """Whether a message fits, after dropping what may go for it."""
         if self._bytes[queue.name] + size <= queue.most_bytes:
             return True
-        if self._clocks.steady_s() < self._full_until_s[queue.name]:
+        began_s = self._clocks.steady_s()
+        if began_s < self._full_until_s[queue.name]:
             return False
         self._bytes[queue.name] = waiting_bytes(connection, queue.name)
         excess = self._bytes[queue.name] + size - queue.most_bytes
         freed = self._drop(connection, queue, excess, rank) if excess > 0 else 0
         if freed < excess:
-            self._full_until_s[queue.name] = self._clocks.steady_s() + FULL_S
+            now_s = self._clocks.steady_s()
+            self._full_until_s[queue.name] = now_s + max(FULL_S, LOOKS_REST * (now_s - began_s))
         return freed >= excess
 
     def _drop(self, connection: sqlite3.Connection, queue: Queue, excess: int, rank: int) -> int:

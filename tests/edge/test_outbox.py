@@ -651,6 +651,23 @@ def test_a_queue_that_takes_long_to_count_is_counted_rarely(store: Store, sink: 
     assert box.depths()["far"].messages == 2
 
 
+def test_a_queue_full_of_detections_is_looked_through_rarely(
+    store: Store, sink: FakeSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It happens in the transaction of a detection, in the thread that listens."""
+    looks: list[str] = []
+    monkeypatch.setattr(outbox, "waiting_bytes", lambda connection, name: looks.append(name) or 10**6)
+    clocks = SlowClocks()
+    box = Outbox(store.path, [queue_of(sink, most_bytes=10)], ORIGIN, clocks)
+    for _ in range(3):
+        post(box, store, "detection")
+        clocks.now_s += outbox.FULL_S
+    assert len(looks) == 1
+    clocks.now_s += outbox.LOOKS_REST * 2
+    post(box, store, "detection")
+    assert len(looks) == 2
+
+
 def test_a_database_error_is_told(store: Store, clocks: FakeClocks, sink: FakeSink) -> None:
     box = Outbox(store.path.with_name("none.sqlite"), [queue_of(sink)], ORIGIN, clocks)
     with pytest.raises(OrcawatchError, match=r"none\.sqlite cannot be read"):
