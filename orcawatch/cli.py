@@ -250,9 +250,10 @@ def refuse_format(ctx: click.Context) -> None:
 
 def detect(recordings: list[Recording], ensemble: Any, settings: Settings, how: str, stop: Event) -> int:
     """Scan, print detections, log a summary; the exit code."""
+    from .daemon import only_writer
     from .scan import scan
 
-    with progress(recordings) as on_audio:
+    with only_writer(settings.output), progress(recordings) as on_audio:
         summary = scan(recordings, ensemble, settings, Printer(how, settings), on_audio, stop)
     log.info(
         "%d files, %.1f s scored, %d detections in %s; %d files not scored in full",
@@ -431,6 +432,9 @@ class Printer:
             "id": detection.id,
             "station": detection.station,
             "bundle": detection.bundle,
+            "hydrophones": list(detection.hydrophones),
+            "levels_db": [None if isnan(level) else round(level, 1) for level in detection.levels_db],
+            "level_unit": detection.level_unit,
             "numbers": detection.numbers,
         }
 

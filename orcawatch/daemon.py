@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Event as Flag
@@ -27,7 +28,7 @@ from .config import Settings, overridden
 from .detector import Scorer
 from .durable import Complaint
 from .ensemble import Ensemble
-from .errors import InputError
+from .errors import InputError, OrcawatchError
 from .events import EventBuilder, EventRules
 from .ledger import FileTime, Ledger, Session
 from .listener import Listener, Totals
@@ -43,6 +44,7 @@ Array = NDArray[np.float32]
 log = logging.getLogger(__name__)
 
 DATABASE = "detections.sqlite"
+LOCK = "lock"
 CALM_S = 1.0  # a backlog up to this is none
 
 
@@ -298,6 +300,30 @@ def make_folders(output: Path) -> None:
             (output / folder).mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         raise InputError(f"output folder {output} cannot be made: {fault.strerror}; name another one") from fault
+
+
+@contextmanager
+def only_writer(output: Path) -> Iterator[None]:
+    """While no other program writes detections into this output folder, which is made where it is missing.
+
+    Raises
+    ------
+    InputError : another one does, or the folder cannot be made.
+    OrcawatchError : the folder cannot be written to.
+    """
+    make_folders(output)
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context((output / LOCK).open("a"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as fault:
+            raise InputError(
+                f"another orcawatch already writes into {output}: wait for it, stop it (`systemctl stop orcawatch`), or "
+                "name another folder with --output"
+            ) from fault
+        except OSError as fault:
+            raise OrcawatchError(f"{output} cannot be written to: {fault.strerror}; check the disk") from fault
+        yield
 
 
 def open_ledger(

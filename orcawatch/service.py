@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import math
 import shutil
@@ -24,7 +23,7 @@ from .config import Settings, overridden
 from .daemon import Loop, Upkeep
 from .detector import score_silence
 from .duty import OnDuty
-from .errors import InputError, OrcawatchError
+from .errors import OrcawatchError
 from .files import FileSource
 from .listener import Totals
 from .live import LiveSource
@@ -39,7 +38,6 @@ from .store import Detection, Store
 
 log = logging.getLogger(__name__)
 
-LOCK = "lock"  # in the output folder
 TELL_S = 5.0  # between two looks at what is told to systemd and to Prometheus
 
 
@@ -112,7 +110,8 @@ class Service(Upkeep):
         self._bundle = daemon.open_bundle(settings)
         ensemble = daemon.open_ensemble(settings, self._bundle)
         log.debug("silence scores %.3f", score_silence(ensemble))
-        self._look_after(self._open.enter_context(self._only_writer(settings.output)))
+        self._open.enter_context(daemon.only_writer(settings.output))
+        self._look_after(self._open.enter_context(daemon.open_store(settings.output)))
         source = self._source(input_file, realtime)
         self.metrics.serve(settings.metrics)
         self.metrics.about(settings.station, ensemble.bundle.name, ensemble.bundle.digest)
@@ -139,29 +138,6 @@ class Service(Upkeep):
         self._open.callback(self._watch.close)
         retention = Retention(store, self._settings.output, self._settings.retention)
         self._retention = self._watch.enter_context(retention)
-
-    @contextmanager
-    def _only_writer(self, output: Path) -> Iterator[Store]:
-        """The database in the output folder, while no other watch writes there.
-
-        Raises
-        ------
-        InputError : another one does.
-        OrcawatchError : the folder cannot be written to.
-        """
-        daemon.make_folders(output)
-        with ExitStack() as stack:
-            try:
-                lock = stack.enter_context((output / LOCK).open("a"))
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as fault:
-                raise InputError(
-                    f"another orcawatch already listens into {output}: stop it (`systemctl stop orcawatch`), "
-                    "or name another folder with --output"
-                ) from fault
-            except OSError as fault:
-                raise OrcawatchError(f"{output} cannot be written to: {fault.strerror}; check the disk") from fault
-            yield stack.enter_context(daemon.open_store(output))
 
     def outbox(self, session: int | None) -> Outbox | None:
         """Where messages about this session wait, with the sinks' threads running; None where there are no sinks."""

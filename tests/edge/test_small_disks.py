@@ -16,7 +16,6 @@ from typing import Any, Callable
 
 import pytest
 
-from orcawatch import recorder
 from orcawatch.config import ClipSettings, RetentionSettings, Settings
 from orcawatch.daemon import Upkeep, run
 from orcawatch.errors import OrcawatchError
@@ -324,7 +323,3 @@ def test_a_damaged_database_on_a_full_disk_is_begun_anew(
         assert store.detections() == [] and store.add(DETECTION) > 0
     (aside,) = small.place.glob("*damaged*")
     assert aside.read_bytes() == content and "they stay there" in caplog.text
-
-
-def test_what_waits_for_the_disk_is_tried_again_every_ten_seconds() -> None:
-    assert recorder.RETRY_S <= 10.0 and recorder.UNSAVED >= 1000

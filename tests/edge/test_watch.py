@@ -162,10 +162,9 @@ def test_watchdog_is_fed_by_work_and_not_by_time(watch: Manager) -> None:
 
 def test_second_watch_into_the_same_folder_is_refused(watch: Manager, tmp_path: Path) -> None:
     watch.wait_for("READY=1")
-    second = subprocess.run(
-        [ORCAWATCH, "run", "--config", "orcawatch.yaml"], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
-    assert second.returncode == 2 and "another orcawatch already listens into out" in second.stderr
+    for command in (["run", "--config", "orcawatch.yaml"], ["scan", "sea.flac", "--output", "out"]):
+        second = subprocess.run([ORCAWATCH, *command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert second.returncode == 2 and "another orcawatch already writes into out" in second.stderr
 
 
 ABSENT = """\
