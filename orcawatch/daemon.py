@@ -318,8 +318,8 @@ def only_writer(output: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as fault:
             raise InputError(
-                f"another orcawatch already writes into {output}: wait for it, stop it (`systemctl stop orcawatch`), or "
-                "name another folder with --output"
+                f"another orcawatch already writes into {output}: wait for it, stop it (`systemctl stop orcawatch`), "
+                "or name another folder with --output"
             ) from fault
         except OSError as fault:
             raise OrcawatchError(f"{output} cannot be written to: {fault.strerror}; check the disk") from fault

@@ -244,6 +244,8 @@ class Service(Upkeep):
             drift_ppm=None if clock is None else clock.drift_ppm,
             temperatures_c=temperatures_c(),
             levels_db=() if latest is None else latest.levels_db,
+            level_unit="" if latest is None else latest.unit,
+            hydrophones=[hydrophone.serial for hydrophone in self._settings.hydrophones],
             counters=counters(loop, self._live),
             account=dict(loop.seconds),
         )

@@ -280,7 +280,8 @@ class Facts:
     step, step_name : of the overload ladder.
     synchronised, drift_ppm : of the clock; None where it is not known.
     temperatures_c : of the machine, by sensor.
-    levels_db : the last levels of the hydrophones; not a number where not measured.
+    levels_db, level_unit : the last levels of the hydrophones; not a number where not measured.
+    hydrophones : their serial numbers, in the same order.
     counters : since the daemon started, by name.
     account : seconds since the session's start by (kind, cause): recorded, gap, off_duty, shed; the cause of recorded
         is empty.
@@ -295,6 +296,8 @@ class Facts:
     drift_ppm: float | None = None
     temperatures_c: Mapping[str, float] = field(default_factory=dict)
     levels_db: Sequence[float] = ()
+    level_unit: str = ""
+    hydrophones: Sequence[str] = ()
     counters: Mapping[str, float] = field(default_factory=dict)
     account: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
@@ -311,6 +314,8 @@ def heartbeat_body(facts: Facts, depths: Mapping[str, Depth]) -> dict[str, Any]:
         "drift_ppm": facts.drift_ppm,
         "temperatures_c": facts.temperatures_c,
         "levels_db": [round(float(level), 1) for level in facts.levels_db],
+        "level_unit": facts.level_unit,
+        "hydrophones": list(facts.hydrophones),
         "counters": facts.counters,
         "outbox": {name: asdict(waiting) for name, waiting in depths.items()},
     }
