@@ -13,8 +13,10 @@ demo: edge
 
 test: lint edge tflite train parts
 	OTHER_PYTHON=$(CURDIR)/$(TFLITE)/python $(EDGE)/python -m pytest tests/edge
-	$(TFLITE)/python -m pytest tests/edge -m "not parts"
-	EDGE_PYTHONS=$(CURDIR)/$(EDGE)/python:$(CURDIR)/$(TFLITE)/python $(TRAIN)/python -m pytest tests/train
+	@echo "the older interpreter's tests run beside the training side's, and are shown after them"
+	@$(TFLITE)/python -m pytest tests/edge -m "not parts" >.venv/tflite.log 2>&1 & older=$$!; \
+	EDGE_PYTHONS=$(CURDIR)/$(EDGE)/python:$(CURDIR)/$(TFLITE)/python $(TRAIN)/python -m pytest tests/train; trained=$$?; \
+	wait $$older; older=$$?; cat .venv/tflite.log; exit $$((trained | older))
 
 boot: edge
 	@tests/packages.sh debootstrap systemd-container
