@@ -1,7 +1,6 @@
 """A sea of hydrophones on a machine without a sound card: a PulseAudio of its own, whose null sinks are heard by PortAudio.
 
-Not a test. Load it by its path (tests are no package):
-`spec = importlib.util.spec_from_file_location("hydrophones", Path(__file__).with_name("hydrophones.py"))`.
+Not a test.
 """
 
 from __future__ import annotations

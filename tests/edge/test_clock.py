@@ -11,10 +11,11 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from clocks import FakeClocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orcawatch.clock import EPOCH, LATE_S, Clocks, SampleClock, lower_slope
+from orcawatch.clock import LATE_S, Clocks, SampleClock, lower_slope
 from orcawatch.records import ClockChange
 
 pytestmark = pytest.mark.parts  # whichever interpreter is there makes no difference
@@ -22,29 +23,6 @@ pytestmark = pytest.mark.parts  # whichever interpreter is there makes no differ
 RATE_HZ = 48000
 BLOCK_S = 0.1
 START = datetime(2026, 3, 1, tzinfo=timezone.utc)
-
-
-class FakeClocks:
-    """Clocks that a test sets; `utc_s` is what UTC is ahead of the steady clock."""
-
-    def __init__(self, synchronised: bool | None = True) -> None:
-        self.boot = "fake"
-        self.now_s = 1000.0
-        self.utc_s = (START - EPOCH).total_seconds() - self.now_s
-        self.suspended = 0.0
-        self.sure = synchronised
-
-    def steady_s(self) -> float:
-        return self.now_s
-
-    def suspended_s(self) -> float:
-        return self.suspended
-
-    def utc(self) -> datetime:
-        return EPOCH + timedelta(seconds=self.now_s + self.utc_s)
-
-    def synchronised(self) -> bool | None:
-        return self.sure
 
 
 class Card:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from clocks import FakeClocks
 
-from orcawatch.clock import EPOCH, SampleClock
+from orcawatch.clock import SampleClock
 from orcawatch.effort import CSV_COLUMNS, Entry, Span, accounts, command, hours, parts
 from orcawatch.ledger import FileTime, Ledger, Session, Stretch
 from orcawatch.records import Missing
@@ -22,28 +23,6 @@ pytestmark = pytest.mark.parts  # whichever interpreter is there makes no differ
 RATE_HZ = 100
 START = datetime(2026, 3, 1, 18, tzinfo=timezone.utc)
 HOUR_S = 3600
-
-
-class FakeClocks:
-    """Clocks that a test sets; `utc_s` is what UTC is ahead of the steady clock."""
-
-    def __init__(self, synchronised: bool | None = True) -> None:
-        self.boot = "first"
-        self.now_s = 1000.0
-        self.utc_s = (START - EPOCH).total_seconds() - self.now_s
-        self.sure = synchronised
-
-    def steady_s(self) -> float:
-        return self.now_s
-
-    def suspended_s(self) -> float:
-        return 0.0
-
-    def utc(self) -> datetime:
-        return EPOCH + timedelta(seconds=self.now_s + self.utc_s)
-
-    def synchronised(self) -> bool | None:
-        return self.sure
 
 
 class Run:
@@ -93,7 +72,7 @@ def store(folder: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def run(store: Store) -> Run:
-    return Run(store, FakeClocks())
+    return Run(store, FakeClocks(start=START))
 
 
 def busy(run: Run) -> None:
@@ -188,7 +167,7 @@ def test_wrong_times_are_told(run: Run, folder: Path) -> None:
 
 
 def test_an_unsynchronised_start_is_told_until_it_is_put_right(store: Store, folder: Path) -> None:
-    clocks = FakeClocks(False)
+    clocks = FakeClocks(False, START)
     clocks.utc_s -= 86400 * 100
     run = Run(store, clocks)
     run.enter(HOUR_S)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from clocks import FakeClocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orcawatch import ledger as module
-from orcawatch.clock import EPOCH, SampleClock
+from orcawatch.clock import SampleClock
 from orcawatch.errors import OrcawatchError
 from orcawatch.ledger import (
     BEHIND,
@@ -37,33 +38,6 @@ pytestmark = pytest.mark.parts  # whichever interpreter is there makes no differ
 RATE_HZ = 1000
 START = datetime(2026, 3, 1, tzinfo=timezone.utc)
 HOUR_S = 3600.0
-
-
-class FakeClocks:
-    """Clocks that a test sets; `utc_s` is what UTC is ahead of the steady clock."""
-
-    def __init__(self, synchronised: bool | None = True) -> None:
-        self.boot = "first"
-        self.now_s = 1000.0
-        self.utc_s = (START - EPOCH).total_seconds() - self.now_s
-        self.sure = synchronised
-
-    def steady_s(self) -> float:
-        return self.now_s
-
-    def suspended_s(self) -> float:
-        return 0.0
-
-    def utc(self) -> datetime:
-        return EPOCH + timedelta(seconds=self.now_s + self.utc_s)
-
-    def synchronised(self) -> bool | None:
-        return self.sure
-
-    def restart(self, boot: str, off_s: float) -> None:
-        """The machine was off for so long; UTC goes on, the steady clock begins anew."""
-        self.utc_s += self.now_s + off_s - 20
-        self.boot, self.now_s = boot, 20.0
 
 
 class Run:

@@ -17,6 +17,7 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 import soundfile
+from clocks import FakeClocks
 
 from orcawatch.config import DutySettings, HydrophoneSettings, LevelSettings, OverloadSettings, Settings
 from orcawatch.daemon import Upkeep, run
@@ -121,14 +122,14 @@ def test_overload_takes_steps_down_the_ladder_and_back(
     sea: Any, ensemble: Any, settings: Settings, scripted: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The backlog grows for the first half of the stream; then it is gone, and so are the steps after a minute each."""
-    time_s = [0.0]
+    clocks = FakeClocks(start=START)
 
     def behind(index: int) -> float:
-        time_s[0] = 4.0 * index
+        clocks.now_s = 1000.0 + 4.0 * index
         return 5.0 + index * 0.05 if index < 100 else 0.0
 
     caplog.set_level(logging.INFO)
-    watched(scripted(blocks(sea), behind=behind), ensemble, settings, clocks=SteppedClock(time_s))
+    watched(scripted(blocks(sea), behind=behind), ensemble, settings, clocks=clocks)
     spans = stretches(settings)
     check_tiling(spans, len(sea))
     names = [name for _, _, name, *_ in spans]
@@ -158,14 +159,14 @@ def test_audio_that_is_dropped_is_told_once_and_when_it_is_over(
 def test_channels_that_were_not_scored_have_no_score(
     sea: Any, ensemble: Any, settings: Settings, scripted: Any
 ) -> None:
-    time_s = [0.0]
+    clocks = FakeClocks(start=START)
 
     def behind(index: int) -> float:
-        time_s[0] = 4.0 * index
+        clocks.now_s = 1000.0 + 4.0 * index
         return 5.0 + index * 0.05
 
     settings = replace(settings, overload=OverloadSettings(step_up_s=2, steps=("channels",)))
-    first, second = watched(scripted(blocks(sea), behind=behind), ensemble, settings, clocks=SteppedClock(time_s))
+    first, second = watched(scripted(blocks(sea), behind=behind), ensemble, settings, clocks=clocks)
     for detection in (first, second):
         assert detection.channel_scores[0] > 0.5 and np.isnan(detection.channel_scores[1])
         assert detection.best_channel == 0
@@ -183,7 +184,7 @@ def test_whatever_comes_each_sample_is_in_one_row(
     behind = [dice.choice([0.0, 0.0, 6.0, 20.0]) for _ in items]
     source = OnDuty(scripted(items, behind=behind.__getitem__, start_utc=START), DutySettings(13, 20))
     kept = Keeping()
-    watched(source, ensemble, settings, clocks=SteppedClock([0.0]), upkeep=kept)
+    watched(source, ensemble, settings, clocks=FakeClocks(start=START), upkeep=kept)
     spans = stretches(settings)
     check_tiling(sorted(spans, key=lambda span: span[3]), items[-1].end_sample)
     found: defaultdict[tuple[str, str], float] = defaultdict(float)
@@ -223,27 +224,6 @@ def test_files_have_no_ladder(sea: Any, ensemble: Any, settings: Settings, scrip
     source.waits = True
     watched(source, ensemble, settings)
     assert {name for _, _, name, *_ in stretches(settings)} == {""}
-
-
-class SteppedClock:
-    """A steady clock that the test moves; UTC follows it."""
-
-    boot = "one"
-
-    def __init__(self, time_s: list[float]) -> None:
-        self._time_s = time_s
-
-    def steady_s(self) -> float:
-        return self._time_s[0]
-
-    def suspended_s(self) -> float:
-        return 0.0
-
-    def utc(self) -> datetime:
-        return START + timedelta(seconds=self._time_s[0])
-
-    def synchronised(self) -> bool | None:
-        return True
 
 
 class Changing(Upkeep):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ import numpy as np
 import pytest
 import soundfile
 from click.testing import CliRunner
+from hydrophones import sea_in, wait_for
 
 from orcawatch import clock, live
 from orcawatch.capture import Through
@@ -52,12 +52,6 @@ from orcawatch.soundcard import (
 from orcawatch.store import Detection
 
 pytestmark = pytest.mark.parts
-
-spec = importlib.util.spec_from_file_location("hydrophones", Path(__file__).with_name("hydrophones.py"))
-assert spec is not None and spec.loader is not None
-hydrophones = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(hydrophones)
-wait_for = hydrophones.wait_for
 
 CARDS = [
     Device(0, "HDA Intel PCH: ALC295 Analog (hw:0,0)", "ALSA", 2, 44100),
@@ -135,7 +129,7 @@ def test_callback_copies_and_counts_and_never_waits() -> None:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The server that all tests of this module share."""
-    with hydrophones.sea_in(tmp_path_factory.mktemp("sea")) as sea:
+    with sea_in(tmp_path_factory.mktemp("sea")) as sea:
         yield sea
 
 

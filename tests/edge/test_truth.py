@@ -12,13 +12,14 @@ from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
 from typing import Any, Callable, Union
 
 import numpy as np
 import pytest
+from clocks import FakeClocks
 
 from orcawatch.capture import Source
 from orcawatch.clock import EPOCH
@@ -45,7 +46,7 @@ Event = Union[Opened, Chunk, Ended]
 Truth = defaultdict[tuple[str, str], float]
 
 
-class World:
+class World(FakeClocks):
     """A card, a machine and its clocks; what happens is scripted, what is true is kept.
 
     Attributes
@@ -54,11 +55,7 @@ class World:
     """
 
     def __init__(self, ppm: float, seed: int, synchronised: bool = True) -> None:
-        self.boot = "boot"
-        self.now_s = 5000.0
-        self.utc_s = (START - EPOCH).total_seconds() - self.now_s
-        self.sure = synchronised
-        self.suspended = 0.0
+        super().__init__(synchronised, START)
         self.rate_hz = RATE_HZ * (1 + ppm * 1e-6)
         self.truth: Truth = defaultdict(float)
         self.offsets = [(self.now_s, self.utc_s)]
@@ -71,18 +68,6 @@ class World:
         self._arrival_s = self.now_s
         self._shed = 0
         self._flag = False
-
-    def steady_s(self) -> float:
-        return self.now_s
-
-    def suspended_s(self) -> float:
-        return self.suspended
-
-    def utc(self) -> datetime:
-        return EPOCH + timedelta(seconds=self.now_s + self.utc_s)
-
-    def synchronised(self) -> bool | None:
-        return self.sure
 
     # The script: each call goes on where the last one ended.
 
