@@ -96,6 +96,8 @@ def install_commands(root: Path, start: bool, changed: bool) -> Iterator[Sequenc
 def carry_out(plan: Plan) -> None:
     """Write the files, each whole or not at all, and run the commands.
 
+    They can be read by all, whatever the umask: the service's user must reach its settings.
+
     Everything is on the disk when this returns, the program itself, too: pip leaves it to the system's leisure, and a
     power cut in the first half minute would leave a program of 0 bytes.
 
@@ -103,16 +105,25 @@ def carry_out(plan: Plan) -> None:
     ------
     OrcawatchError : a file cannot be written, or a command fails.
     """
-    for path, text in plan.files.items():
+    before = os.umask(0o022)
+    try:
+        write_files(plan.files)
+    finally:
+        os.umask(before)
+    os.sync()
+    for command in plan.commands:
+        run(command)
+    os.sync()
+
+
+def write_files(files: Mapping[Path, str]) -> None:
+    """Write some files, each whole or not at all, and make their folders."""
+    for path, text in files.items():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, text.encode())
         except OSError as fault:
             raise OrcawatchError(f"{path} cannot be written: {fault.strerror}; run this as root") from fault
-    os.sync()
-    for command in plan.commands:
-        run(command)
-    os.sync()
 
 
 def remove(root: Path = MACHINE) -> list[Path]:

@@ -89,6 +89,18 @@ def test_the_unit_keeps_what_capture_and_clock_need(unit: Path) -> None:
     assert values["KillMode"] == "mixed"
 
 
+def test_the_service_can_read_what_a_careful_root_installs(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        found = plan(tmp_path / "machine")
+        write_files(found)
+    finally:
+        os.umask(before)
+    assert os.umask(before) == before
+    for path in found.files:
+        assert path.stat().st_mode & 0o444 == 0o444 and path.parent.stat().st_mode & 0o555 == 0o555
+
+
 @needs_systemd
 @pytest.mark.skipif(shutil.which("systemd-sysusers") is None, reason="systemd-sysusers is missing")
 def test_an_image_is_prepared(tmp_path: Path) -> None:
