@@ -24,7 +24,7 @@ boot: edge
 
 # What tests run against for real: a sound system, a broker, service managers.
 parts:
-	@tests/packages.sh libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils mosquitto openssl systemd strace e2fsprogs
+	@tests/packages.sh libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils mosquitto openssl systemd strace e2fsprogs chromium chromium-driver fonts-dejavu-core
 
 lint: edge
 	$(EDGE)/ruff check .
@@ -32,7 +32,7 @@ lint: edge
 	cd docs && ../$(EDGE)/mypy --config-file ../setup.cfg -p orcawatch
 
 edge:
-	@deploy/environment.sh edge test
+	@deploy/environment.sh edge test,parts
 
 # The older interpreter alone: where both are installed, orcawatch takes ai-edge-litert.
 tflite:

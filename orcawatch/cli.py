@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
@@ -21,7 +20,6 @@ from .plugin import entry_points
 if TYPE_CHECKING:
     from threading import Event
 
-    from .bundle import Bundle
     from .config import Settings
     from .scan import Recording
 
@@ -32,10 +30,16 @@ log = logging.getLogger(__name__)
 GROUP = "orcawatch.commands"
 # Commands in modules of their own, loaded when they are called: module, and their line in --help.
 MODULES = {
+    "bundle": ("bundle_command", "Inspect, verify, install, compare and roll back bundles."),
     "config": ("config_command", "Check a configuration, or show what is in force."),
     "devices": ("devices", "List the sound cards."),
     "doctor": ("doctor", "Check device, channels, clock, disk, bundle and speed."),
     "effort": ("effort", "Account for every second: recorded, gaps, off duty, shed."),
+    "export": ("export", "Write detections as Raven, Audacity, CSV, JSON lines or Darwin Core."),
+    "listen": ("listen", "Watch a microphone or an array live in the terminal."),
+    "review": ("review", "Give verdicts, and make training data of them."),
+    "scan": ("scan_command", "Detect orcas in archives of audio files."),
+    "serve": ("web.command", "Review detections in the browser."),
 }
 FAILED = 1
 SKIPPED = 3
@@ -182,6 +186,7 @@ def run(
     makes it read its configuration again.
     """
     from .daemon import stop_signals
+    from .printer import Printer
     from .service import serve
 
     def load() -> Settings:
@@ -197,82 +202,6 @@ def run(
     if totals.fault is not None:
         log.error("%s", totals.fault)
     ctx.exit(0 if totals.kept else FAILED)
-
-
-@main.command(epilog=EXIT_CODES)
-@click.argument("paths", nargs=-1, required=True, type=FILE, metavar="PATH...")
-@config_option
-@bundle_option
-@output_option
-@format_option
-@click.option(
-    "--clip-scores", type=FILE, metavar="FILE.csv",
-    help="Only score: write file_name,score (mean confidence over each file's windows), detect nothing.",
-)  # fmt: skip
-@logged
-@click.pass_context
-def scan(
-    ctx: click.Context,
-    paths: tuple[Path, ...],
-    config: Path | None,
-    bundle: Path | None,
-    output: Path | None,
-    how: str,
-    clip_scores: Path | None,
-) -> None:
-    """Detect orcas in audio files, and in all audio files under folders.
-
-    A file that cannot be read to its end is reported and the others are scanned; the exit code is then 3. What could
-    be read of it is scanned too, but gets no clip score. SIGTERM or SIGINT ends the scan: what was heard is finished.
-    """
-    from . import daemon
-    from .scan import check_place, find_recordings
-
-    if clip_scores is not None:
-        refuse_format(ctx)
-        check_place(clip_scores)
-    settings = chosen_settings(config, bundle, output)
-    recordings = find_recordings(paths, settings.output)
-    with daemon.stop_signals() as stop:
-        ensemble = daemon.open_ensemble(settings)
-        if clip_scores is None:
-            code = detect(recordings, ensemble, settings, how, stop)
-        else:
-            code = score_clips(recordings, ensemble, settings, clip_scores, stop)
-    ctx.exit(code)
-
-
-def refuse_format(ctx: click.Context) -> None:
-    """Raise InputError where --format is given: it would do nothing."""
-    if ctx.get_parameter_source("how") is not click.core.ParameterSource.DEFAULT:
-        raise InputError("--format prints detections and --clip-scores makes none: give one of the two")
-
-
-def detect(recordings: list[Recording], ensemble: Any, settings: Settings, how: str, stop: Event) -> int:
-    """Scan, print detections, log a summary; the exit code."""
-    from .daemon import only_writer
-    from .scan import scan
-
-    with only_writer(settings.output), progress(recordings) as on_audio:
-        summary = scan(recordings, ensemble, settings, Printer(how, settings), on_audio, stop)
-    log.info(
-        "%d files, %.1f s scored, %d detections in %s; %d files not scored in full",
-        summary.files, summary.scored_s, summary.events, settings.output, summary.faulty,
-    )  # fmt: skip
-    if summary.failed:
-        log.error("%d detections have no clip, no snapshot or no row", summary.failed)
-    return FAILED if summary.failed else SKIPPED if summary.faulty else 0
-
-
-def score_clips(recordings: list[Recording], ensemble: Any, settings: Settings, file: Path, stop: Event) -> int:
-    """Write the clip scores, log a summary; the exit code."""
-    from .scan import clip_scores, write_scores
-
-    with progress(recordings) as on_audio:
-        rows, faulty = clip_scores(recordings, ensemble, settings, on_audio, stop)
-    write_scores(file, rows)
-    log.info("%d scores in %s; %d files skipped", len(rows), file, faulty)
-    return SKIPPED if faulty else 0
 
 
 @main.command(epilog=EXIT_CODES)
@@ -389,82 +318,6 @@ def chosen_settings(config: Path | None, bundle: Path | None, output: Path | Non
     return replace(settings, bundle=bundle or settings.bundle, output=output or settings.output)
 
 
-class Printer:
-    """Prints detections on stdout as they come.
-
-    Parameters
-    ----------
-    how : `text`, `jsonl` or `csv`.
-    settings : output folder and station.
-    """
-
-    COLUMNS = (
-        "file", "start_s", "end_s", "score", "best_channel", "channels", "channel_scores", "start_utc", "clip",
-        "snapshot",
-    )  # fmt: skip
-
-    def __init__(self, how: str, settings: Settings) -> None:
-        self._settings = settings
-        self._line = {"text": self._text, "jsonl": self._json, "csv": self._csv}[how]
-        if how == "csv":
-            click.echo(",".join(self.COLUMNS))
-
-    def __call__(self, detection: Any) -> None:
-        """Print one detection, in place of a progress bar's line."""
-        if sys.stderr.isatty() and sys.stdout.isatty():
-            click.echo("\r\x1b[K", nl=False, err=True)
-        click.echo(self._line(self.record(detection)))
-
-    def record(self, detection: Any) -> dict[str, Any]:
-        """What is printed of a detection; paths start where the program runs."""
-        start_utc = detection.start_utc
-        return {
-            "start_s": round(detection.start_s, 3),
-            "end_s": round(detection.end_s, 3),
-            "score": round(detection.score, 6),
-            "channel_scores": [None if isnan(score) else round(score, 6) for score in detection.channel_scores],
-            "snapshot": self._path(detection.snapshot),
-            "clip": self._path(detection.clip),
-            "file": detection.source,
-            "start_utc": None if start_utc is None else start_utc.isoformat(),
-            "channels": list(detection.channels),
-            "best_channel": detection.best_channel,
-            "id": detection.id,
-            "station": detection.station,
-            "bundle": detection.bundle,
-            "hydrophones": list(detection.hydrophones),
-            "levels_db": [None if isnan(level) else round(level, 1) for level in detection.levels_db],
-            "level_unit": detection.level_unit,
-            "numbers": detection.numbers,
-        }
-
-    def _path(self, name: str | None) -> str | None:
-        from .files import printable
-
-        return None if name is None else printable(self._settings.output / name)
-
-    def _json(self, record: dict[str, Any]) -> str:
-        import json
-
-        return json.dumps(record, ensure_ascii=False)
-
-    def _csv(self, record: dict[str, Any]) -> str:
-        import csv
-        import io
-
-        scores = " ".join("-" if score is None else f"{score:g}" for score in record["channel_scores"])
-        line = io.StringIO()
-        values = {**record, "channels": " ".join(map(str, record["channels"])), "channel_scores": scores}
-        csv.writer(line, lineterminator="").writerow([values[name] for name in self.COLUMNS])
-        return line.getvalue()
-
-    def _text(self, record: dict[str, Any]) -> str:
-        span = f"{record['start_s']:.2f} to {record['end_s']:.2f} s"
-        channels = f"channel {record['best_channel']} (of {', '.join(map(str, record['channels']))})"
-        what = f"orca {record['score']:.3f} on {channels}"
-        return f"{record['file']}: {span}: {what}; {record['snapshot'] or record['clip'] or 'no clip'}"
-
-
 @main.command(epilog=EXIT_CODES)
 @click.argument("out", type=FILE)
 @click.option("--seconds", "duration_s", type=float, default=60.0, help="Length in s, 5 to 600.")
@@ -495,58 +348,6 @@ def simulate(out: Path, hydrophones_m: tuple[tuple[float, float, float], ...], *
 
 for option in simulate.params:
     option.show_default = isinstance(option, click.Option) and option.name != "hydrophones_m"  # type: ignore[attr-defined]
-
-
-@main.group()
-def bundle() -> None:
-    """Look into a bundle, or check it."""
-
-
-@bundle.command(epilog=EXIT_CODES)
-@click.argument("path", type=FILE)
-def inspect(path: Path) -> None:
-    """Print what a bundle holds."""
-    from .bundle import load_bundle
-
-    click.echo("\n".join(described(load_bundle(path))))
-
-
-@bundle.command(epilog=EXIT_CODES)
-@click.argument("path", type=FILE)
-def verify(path: Path) -> None:
-    """Check every file of a bundle against its hash, and score a window of silence."""
-    from .bundle import load_bundle
-    from .detector import score_silence
-    from .ensemble import Ensemble
-
-    found = load_bundle(path)
-    score = score_silence(Ensemble(found))
-    files = len(found.manifest["files"])
-    click.echo(f"{path} is whole: {files} files, manifest {found.digest}; silence scores {score:.3f}")
-
-
-SHOWN = (
-    "backbones", "channel_fusion", "digest", "files", "heads", "hop_s", "members", "name", "schema", "thresholds",
-    "vote",
-)  # fmt: skip
-
-
-def described(found: Bundle) -> Iterator[str]:
-    """Lines about a bundle."""
-    yield f"name        {found.name}"
-    yield f"digest      {found.digest}"
-    yield f"members     {', '.join(found.members)}"
-    yield f"vote        {', '.join(found.vote)}"
-    yield f"windows     every {found.hop_s:g} s"
-    yield f"channels    {found.channel_fusion}"
-    yield f"thresholds  start {found.start_threshold:g}, stop {found.stop_threshold:g}"
-    for name, entry in found.backbones.items():
-        constants = ", ".join(f"{key} {value}" for key, value in entry.front_end.to_dict().items())
-        yield f"backbone    {name}: {entry.feature_size} features; {constants}"
-    for name in found.manifest["files"]:
-        yield f"file        {name}, {(found.folder / name).stat().st_size} bytes"
-    for name in sorted(set(found.manifest) - set(SHOWN)):
-        yield f"{name:<11} {found.manifest[name]}"
 
 
 if __name__ == "__main__":

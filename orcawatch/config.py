@@ -83,7 +83,33 @@ class HydrophoneSettings:
     serial: str = text("", "Serial number; it stands in every record.")
     sensitivity_db: float | None = number(None, -260, -60, "dB re 1 V/uPa", "Receiving sensitivity.", "unknown")
     gain_db: float = number(0.0, -100, 200, "dB", "Gain of the amplifiers between hydrophone and converter.")
-    position_m: tuple[float, float, float] | None = position("Place: metres east, north and up.", "unknown")
+    position_m: tuple[float, float, float] | None = position(
+        "Place: metres east, north and up from any common point; bearings come of them.", "unknown"
+    )
+
+
+@dataclass(frozen=True)
+class FileSettings:
+    """Times of recordings, from their GUANO metadata or their names."""
+
+    timezone: str | None = text(
+        None, "Zone of time stamps that do not name one, as `UTC`, `Europe/Oslo` or `-08:00`.",
+        "unknown: such stamps give no time",
+    )  # fmt: skip
+    time_format: str | None = text(
+        None, "Where the stamp stands in a file's name, as `SITE_%y%m%d-%H%M%S`.", "the usual ones are tried"
+    )
+
+
+@dataclass(frozen=True)
+class WebSettings:
+    """The review page, `orcawatch serve`."""
+
+    address: str = text("127.0.0.1", "Address to serve it on; any but this machine's own needs a token.")
+    port: int = whole(8765, 1, 65535, "TCP port.")
+    token_file: Path | None = path(
+        None, "File with the token that verdicts, and other addresses, need.", "made in the output folder"
+    )
 
 
 @dataclass(frozen=True)
@@ -221,6 +247,12 @@ class Settings:
     hydrophones: tuple[HydrophoneSettings, ...] = sections(
         HydrophoneSettings, "The hydrophones behind the used channels, in the order of `channels`; none means unknown."
     )
+    latitude_deg: float | None = number(None, -90, 90, "degrees north", "Where the station is (WGS 84).", "unknown")
+    longitude_deg: float | None = number(None, -180, 180, "degrees east", "Where the station is (WGS 84).", "unknown")
+    sound_speed_m_s: float = number(1480, 1300, 1700, "m/s", "Speed of sound in the water; bearings depend on it.")
+    heading_deg: float = number(
+        0, -360, 360, "degrees", "Heading of the array's y axis, clockwise from true north; added to bearings."
+    )
     adc_peak_v: float | None = number(
         None, 1e-6, 1000, "V", "Voltage at the converter that gives full scale; levels are calibrated with it.",
         "unknown",
@@ -242,6 +274,8 @@ class Settings:
     clips: ClipSettings = section(ClipSettings)
     snapshots: bool = switch(True, "Make a relevance snapshot (PNG and NPZ) of each detection.", reload=True)
     levels: LevelSettings = section(LevelSettings)
+    files: FileSettings = section(FileSettings)
+    web: WebSettings = section(WebSettings)
     duty: DutySettings = section(DutySettings)
     overload: OverloadSettings = section(OverloadSettings)
     ledger: LedgerSettings = section(LedgerSettings)
@@ -264,6 +298,8 @@ class Settings:
                 f"hydrophones must be as many as channels ({len(self.channels)}), not {len(self.hydrophones)}: "
                 "one group of keys for each used channel"
             )
+        if (self.latitude_deg is None) != (self.longitude_deg is None):
+            yield "latitude_deg and longitude_deg go together; give both or none"
         names = [sink.queue for sink in self.sinks]
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield f"sinks: {name} is the name of several; give each a `name` of its own"

@@ -99,6 +99,9 @@ class Upkeep:
         """Where messages about this session wait for the sinks."""
         return None
 
+    def heard(self, loop: Loop, item: Item | None, windows: Sequence[WindowScore]) -> None:
+        """An item was dealt with, and these windows were scored; None ended a stretch."""
+
     def processed(self, loop: Loop) -> None:
         """One more item was dealt with."""
 
@@ -153,6 +156,7 @@ def run(
         with closing(loop):
             for item, windows in listener.listen(stop or Flag()):
                 loop.take(item, windows)
+                upkeep.heard(loop, item, windows)
                 upkeep.processed(loop)
             loop.finish()
             upkeep.ended(loop)
@@ -339,6 +343,8 @@ def open_ledger(
         station=settings.station,
         bundle=bundle.name,
         bundle_digest=bundle.digest,
+        latitude_deg=settings.latitude_deg,
+        longitude_deg=settings.longitude_deg,
     )
     timeline = source.clock or FileTime(source.info.rate_hz, source.utc_at)
     return Ledger(store, session, timeline, clocks, settings.ledger.checkpoint_s)

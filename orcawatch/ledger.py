@@ -89,6 +89,7 @@ class Session:
     channels : the source's channels that are used.
     hydrophones : serial number of the hydrophone on each; empty where not known.
     station, bundle, bundle_digest : as in a detection.
+    latitude_deg, longitude_deg : of the station, degrees north and east (WGS 84); None where not known.
     """
 
     source: str
@@ -99,6 +100,8 @@ class Session:
     station: str = ""
     bundle: str = ""
     bundle_digest: str = ""
+    latitude_deg: float | None = None
+    longitude_deg: float | None = None
 
 
 class Timeline(Protocol):
@@ -480,12 +483,13 @@ def put_session(connection: sqlite3.Connection, number: int | None, session: Ses
     """Write a session's row; returns its number."""
     columns = (
         "id, source, live, rate_hz, channels, hydrophones, station, boot, bundle, bundle_digest, version, started_utc, "
-        "started_steady_s, ended_utc"
+        "started_steady_s, ended_utc, latitude_deg, longitude_deg"
     )
     row = (
         number, session.source, session.live, session.rate_hz, json.dumps(session.channels),
         json.dumps(session.hydrophones), session.station, opening.boot or None, session.bundle,
         session.bundle_digest, __version__, utc_text(opening.utc), opening.steady_s, utc_text(opening.ended_utc),
+        session.latitude_deg, session.longitude_deg,
     )  # fmt: skip
     added = connection.execute(
         f"INSERT INTO sessions ({columns}) VALUES ({marks(len(row))}) "

@@ -143,7 +143,9 @@ class Logbook:
         ------
         OrcawatchError : as for `add`.
         """
-        self._store.attach(int(detection.id or 0), detection.clip, detection.snapshot, detection.numbers)
+        self._store.attach(
+            int(detection.id or 0), detection.clip, detection.snapshot, detection.numbers, detection.clip_start_s
+        )
         if picture is not None:
             self.post(("thumbnail", thumbnail_body(detection, picture)))
 

@@ -51,6 +51,7 @@ class Made:
     snapshot: str | None = None
     numbers: Mapping[str, float] = field(default_factory=dict)
     thumbnail: bytes | None = None
+    clip_start_s: float | None = None
     failed: bool = False
 
 
@@ -221,15 +222,16 @@ class Recorder:
             return Made(detection, failed=True)
         name = file_name(detection)
         clip = attempt(f"clip of detection {detection.id}", lambda: self._clip(name, samples, first, detection))
+        start_s = None if clip is None else first / self._info.rate_hz
         if not self.settings.snapshots:
-            return Made(detection, clip, failed=clip is None)
+            return Made(detection, clip, clip_start_s=start_s, failed=clip is None)
         picture = attempt(
             f"snapshot of detection {detection.id}",
             lambda: self._snapshot(name, samples, first, event, title(detection)),
         )
         snapshot, numbers = picture or (None, {})
         thumbnail = None if snapshot is None else self._thumbnail(snapshot)
-        return Made(detection, clip, snapshot, numbers, thumbnail, failed=clip is None or snapshot is None)
+        return Made(detection, clip, snapshot, numbers, thumbnail, start_s, failed=clip is None or snapshot is None)
 
     def _clip(self, name: str, samples: Array, first: int, detection: Detection) -> str:
         stem = self.settings.output / CLIPS / f"{name}.flac"
@@ -264,7 +266,10 @@ class Recorder:
         self._report(attached or made.detection)
 
     def _attach(self, made: Made) -> Detection:
-        attached = replace(made.detection, clip=made.clip, snapshot=made.snapshot, numbers=dict(made.numbers))
+        attached = replace(
+            made.detection, clip=made.clip, snapshot=made.snapshot, numbers=dict(made.numbers),
+            clip_start_s=made.clip_start_s,
+        )  # fmt: skip
         self._logbook.attach(attached, made.thumbnail)
         return attached
 

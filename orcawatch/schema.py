@@ -128,6 +128,61 @@ STEPS: tuple[str, ...] = (
         lost TEXT NOT NULL
     )
     """,
+    """
+    ALTER TABLE detections ADD COLUMN bearing_deg REAL;
+    ALTER TABLE detections ADD COLUMN bearing_error_deg REAL;
+    ALTER TABLE detections ADD COLUMN bearing_note TEXT NOT NULL DEFAULT '';
+    ALTER TABLE detections ADD COLUMN clip_start_s REAL;
+    ALTER TABLE detections ADD COLUMN reviewer TEXT NOT NULL DEFAULT '';
+    ALTER TABLE sessions ADD COLUMN latitude_deg REAL;
+    ALTER TABLE sessions ADD COLUMN longitude_deg REAL;
+    CREATE TABLE verdicts (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        detection INTEGER NOT NULL,
+        verdict TEXT,
+        note TEXT NOT NULL DEFAULT '',
+        reviewer TEXT NOT NULL DEFAULT '',
+        utc TEXT NOT NULL
+    );
+    CREATE INDEX verdicts_by_detection ON verdicts (detection);
+    CREATE TABLE shadows (
+        id INTEGER PRIMARY KEY,
+        session INTEGER NOT NULL,
+        source TEXT NOT NULL,
+        bundle TEXT NOT NULL,
+        bundle_digest TEXT NOT NULL,
+        start_sample INTEGER NOT NULL,
+        end_sample INTEGER NOT NULL,
+        start_s REAL NOT NULL,
+        end_s REAL NOT NULL,
+        start_utc TEXT,
+        score REAL NOT NULL,
+        channels TEXT NOT NULL,
+        channel_scores TEXT NOT NULL,
+        best_channel INTEGER NOT NULL
+    );
+    CREATE INDEX shadows_by_session ON shadows (session, start_sample);
+    CREATE TABLE scans (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        fingerprint TEXT NOT NULL,
+        about TEXT NOT NULL,
+        started_utc TEXT NOT NULL,
+        ended_utc TEXT
+    );
+    CREATE TABLE scanned (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        scan INTEGER NOT NULL,
+        path TEXT NOT NULL,
+        size INTEGER,
+        modified_ns INTEGER,
+        session INTEGER,
+        scored_s REAL NOT NULL DEFAULT 0,
+        detections INTEGER NOT NULL DEFAULT 0,
+        fault TEXT,
+        finished_utc TEXT NOT NULL
+    );
+    CREATE UNIQUE INDEX scanned_once ON scanned (scan, path)
+    """,
 )
 
 

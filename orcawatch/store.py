@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 COLUMNS = (
     "id, source, start_s, end_s, start_utc, score, channels, channel_scores, best_channel, bundle, "
     "bundle_digest, clip, snapshot, numbers, station, session, start_sample, end_sample, synchronised, hydrophones, "
-    "levels_db, level_unit, verdict, verdict_note, verdict_utc, removed"
+    "levels_db, level_unit, verdict, verdict_note, verdict_utc, removed, bearing_deg, bearing_error_deg, bearing_note, "
+    "clip_start_s, reviewer"
 )
 CREATE = "mode=rwc"
 UNREADABLE = "disk I/O error"
@@ -66,6 +67,11 @@ class Detection:
     verdict : what a person said, `orca`, `not_orca` or `unsure`; None until one did, at `verdict_utc`.
     verdict_note : their words.
     removed : why clip and snapshot are gone from the disk; None while they are kept.
+    bearing_deg : where the sound came from, degrees clockwise from north, 0 to 360; None where it is not known.
+    bearing_error_deg : half the width of the bearing's 90 % interval, degrees.
+    bearing_note : why there is no bearing though the hydrophones' places are known, or what makes it doubtful.
+    clip_start_s : start of the clip, seconds since the stream's start; None where there is no clip.
+    reviewer : who gave the verdict; may be empty.
 
     Scores of channels that were not scored are not a number.
     """
@@ -96,6 +102,11 @@ class Detection:
     verdict_note: str = ""
     verdict_utc: datetime | None = None
     removed: str | None = None
+    bearing_deg: float | None = None
+    bearing_error_deg: float | None = None
+    bearing_note: str = ""
+    clip_start_s: float | None = None
+    reviewer: str = ""
 
 
 class DamagedError(InputError):
@@ -286,6 +297,7 @@ class Store:
         clip: str | None = None,
         snapshot: str | None = None,
         numbers: Mapping[str, float] | None = None,
+        clip_start_s: float | None = None,
     ) -> None:
         """Add to a detection what was made after it was recorded; what is None stays, numbers are merged by name.
 
@@ -294,7 +306,7 @@ class Store:
         KeyError : no detection has that id.
         OrcawatchError, ValueError : as for `add`.
         """
-        change = (clip, snapshot, _json(dict(numbers or {})), id)
+        change = (clip, snapshot, _json(dict(numbers or {})), clip_start_s, id)
         if not self._again_with_room(lambda: self._attach(change)):
             raise KeyError(f"{self.path} holds no detection {id}")
 
@@ -385,7 +397,7 @@ class Store:
         with self.transaction() as connection:
             return connection.execute(
                 "UPDATE detections SET clip = coalesce(?, clip), snapshot = coalesce(?, snapshot), "
-                "numbers = json_patch(numbers, ?) WHERE id = ?",
+                "numbers = json_patch(numbers, ?), clip_start_s = coalesce(?, clip_start_s) WHERE id = ?",
                 change,
             ).rowcount
 
@@ -627,6 +639,11 @@ def _row(detection: Detection) -> tuple[Any, ...]:
         detection.verdict_note,
         _utc_text(detection.verdict_utc),
         detection.removed,
+        detection.bearing_deg,
+        detection.bearing_error_deg,
+        detection.bearing_note,
+        detection.clip_start_s,
+        detection.reviewer,
     )
 
 

@@ -19,9 +19,10 @@ import pytest
 
 from orcawatch import __version__
 from orcawatch.bundle import write_bundle
-from orcawatch.cli import EXTRAS, GROUP, Printer, load_command, main
+from orcawatch.cli import EXTRAS, GROUP, load_command, main
 from orcawatch.config import Settings
 from orcawatch.errors import OrcawatchError
+from orcawatch.printer import Printer
 from orcawatch.simulate import SceneSettings
 from orcawatch.store import Detection, Store
 

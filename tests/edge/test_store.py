@@ -162,7 +162,7 @@ def test_refuses_a_newer_schema(tmp_path: Path) -> None:
 def test_a_step_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Store(tmp_path / "events.db") as store:
         store.add(DETECTION)
-    steps = (*STEPS, "ALTER TABLE detections ADD COLUMN bearing_deg REAL", "no SQL")
+    steps = (*STEPS, "ALTER TABLE detections ADD COLUMN another REAL", "no SQL")
     monkeypatch.setattr("orcawatch.store.STEPS", steps)
     with pytest.raises(OrcawatchError, match="syntax"):
         Store(tmp_path / "events.db")

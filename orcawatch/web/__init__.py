@@ -1,0 +1,1 @@
+"""The review page: detections in the browser."""
