@@ -36,8 +36,8 @@ FITS = {
     "ORDER BY start_sample DESC LIMIT 1) WHERE end_sample > ?7) "
     "AND (?7 IS NOT NULL OR NOT EXISTS (SELECT 1 FROM ledger WHERE session = ?2 AND start_sample IS NULL))"
 }
-UNBROKEN = ("detections", "sessions", "levels", "clock")  # rows are never deleted
-NUMBERED = ("detections", "sessions", "outbox")  # never give a number twice
+UNBROKEN = ("detections", "sessions", "levels", "clock", "verdicts")  # rows are never deleted
+NUMBERED = ("detections", "sessions", "outbox", "verdicts", "scans", "scanned")  # never give a number twice
 KINDS: Mapping[str, tuple[type, ...]] = {"INTEGER": (int,), "REAL": (float, int), "TEXT": (str,), "BLOB": (bytes, str)}
 SPARE_IDS = 1000  # numbers left out where some are lost, so that none is given twice
 LISTS = ("channels", "channel_scores", "numbers", "hydrophones", "levels_db")

@@ -51,6 +51,12 @@ hydrophones:
   - {serial: H1, sensitivity_db: -169.5, gain_db: 26, position_m: [0, 1.5, -3]}
   - {serial: H2}
 adc_peak_v: 2.5
+latitude_deg: 48.5
+longitude_deg: -123.2
+sound_speed_m_s: 1490
+heading_deg: 12
+files: {timezone: Europe/Oslo, time_format: "%y%m%d-%H%M%S"}
+web: {address: 0.0.0.0, port: 8080, token_file: token}
 channel_fusion: mean
 hop_s: 0.24
 start_threshold: 0.7

@@ -167,7 +167,8 @@ def test_neighbours_of_one_kind_cause_and_step_are_one_row(store: Store, clocks:
 
 
 def test_a_session_says_what_ran(store: Store, clocks: FakeClocks) -> None:
-    run = Run(store, clocks, hydrophones=("A1", "B2"), station="north", bundle="big", bundle_digest="ab")
+    run = Run(store, clocks, hydrophones=("A1", "B2"), station="north", bundle="big", bundle_digest="ab", latitude_deg=48.5,
+              longitude_deg=-123.2)  # fmt: skip
     run.record(60)
     run.ledger.close()
     with store.transaction() as connection:
@@ -179,7 +180,7 @@ def test_a_session_says_what_ran(store: Store, clocks: FakeClocks) -> None:
     assert found == {
         "id": 1, "source": "card", "live": 1, "rate_hz": RATE_HZ, "station": "north", "boot": "first", "bundle": "big",
         "bundle_digest": "ab", "started_utc": START.isoformat(), "started_steady_s": 1000.0,
-        "ended_utc": (START + timedelta(minutes=1)).isoformat(),
+        "ended_utc": (START + timedelta(minutes=1)).isoformat(), "latitude_deg": 48.5, "longitude_deg": -123.2,
     }  # fmt: skip
 
 

@@ -241,7 +241,8 @@ def test_a_database_of_version_1_is_brought_up_to_date(tmp_path: Path) -> None:
         "clips/000001.flac", "snapshots/000001.png", {"windows": 4.0}, "north",
     )  # fmt: skip
     assert (second.session, second.hydrophones, second.verdict, second.removed) == (None, (), None, None)
-    names = "detections sessions ledger clock levels outbox budgets recoveries sqlite_sequence"
+    names = "detections sessions ledger clock levels outbox budgets recoveries verdicts shadows scans scanned"
+    names += " sqlite_sequence"
     assert sorted(tables) == sorted(names.split())
 
 
@@ -251,7 +252,7 @@ def test_an_upgraded_database_has_the_tables_of_a_new_one(tmp_path: Path) -> Non
     for name in ("old.db", "new.db"):
         with Store(tmp_path / name) as store:
             schemas.append(store._connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall())
-            assert store._connection.execute("PRAGMA user_version").fetchone() == (2,)
+            assert store._connection.execute("PRAGMA user_version").fetchone() == (len(STEPS),)
     assert schemas[0] == schemas[1]
 
 
@@ -330,7 +331,7 @@ def test_a_reader_creates_and_changes_nothing(tmp_path: Path) -> None:
         Reader(tmp_path / "events.db")
     make_version_1(tmp_path / "events.db")
     before = (tmp_path / "events.db").read_bytes()
-    with pytest.raises(InputError, match=r"schema 1; this version reads 2: `orcawatch run`"):
+    with pytest.raises(InputError, match=r"schema 1; this version reads 3: `orcawatch run`"):
         Reader(tmp_path / "events.db")
     with closing(sqlite3.connect(tmp_path / "events.db")) as other:
         other.execute("PRAGMA user_version = 99")
