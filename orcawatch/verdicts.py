@@ -100,10 +100,10 @@ def _write(connection: sqlite3.Connection, given: Verdict) -> None:
 
 def history(store: Database, id: int) -> list[Verdict]:
     """Every verdict ever given to a detection, the oldest first; raises OrcawatchError where it cannot be read."""
-    query = "SELECT detection, verdict, note, reviewer, utc FROM verdicts WHERE detection = ? ORDER BY id"
+    query = "SELECT verdict, note, reviewer, utc FROM verdicts WHERE detection = ? ORDER BY id"
     with store.transaction() as connection:
         rows = connection.execute(query, (id,)).fetchall()
-    return [Verdict(*row[:4], datetime.fromisoformat(row[4])) for row in rows]
+    return [Verdict(id, said, note, who, datetime.fromisoformat(utc)) for said, note, who, utc in rows]
 
 
 class Writer:
