@@ -49,7 +49,7 @@ NOTES = (
 )  # fmt: skip
 
 
-# --- the season's plan -------------------------------------------------------------------------------------------------
+# --- the season's plan ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,7 @@ def _run(start_s: float, end_s: float, with_duty: bool, random: np.random.Genera
     duty_until_s = start_s + (end_s - start_s) / 2 if with_duty else start_s
     parts, now_s = [], start_s
     while now_s < end_s:
-        if now_s < duty_until_s:
-            found = _duty(now_s)
-        else:
-            found = _hole(now_s, random)
+        found = _duty(now_s) if now_s < duty_until_s else _hole(now_s, random)
         parts += [replace(part, end_s=min(part.end_s, end_s)) for part in found if part.start_s < end_s]
         now_s = found[-1].end_s
     return parts
@@ -90,9 +87,11 @@ def _duty(now_s: float) -> list[Part]:
 
 
 HOLES = (
-    ("gap", "the sound card is gone", 0, 0.6 * HOUR_S), ("gap", "overrun", 0, 2.0), ("shed", "the queue is full", 0, 40.0),
+    ("gap", "the sound card is gone", 0, 0.6 * HOUR_S),
+    ("gap", "overrun", 0, 2.0),
+    ("shed", "the queue is full", 0, 40.0),
     (RECORDED, "", 1, 2.0 * HOUR_S),
-)  # fmt: skip
+)
 
 
 def _hole(now_s: float, random: np.random.Generator) -> list[Part]:
@@ -104,7 +103,7 @@ def _hole(now_s: float, random: np.random.Generator) -> list[Part]:
     ]
 
 
-# --- detections ---------------------------------------------------------------------------------------------------------
+# --- detections -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -213,7 +212,7 @@ def put_verdict(connection: sqlite3.Connection, number: int, detection: Detectio
         )
 
 
-# --- clips --------------------------------------------------------------------------------------------------------------
+# --- clips ------------------------------------------------------------------------------------------------------------
 
 
 class Clips:
@@ -280,7 +279,7 @@ def event_of(windows: Sequence[Any], start_sample: int, end_sample: int) -> Even
     return Event(start_sample, end_sample, score, channels, int(np.argmax(channels)), inside)
 
 
-# --- writing ------------------------------------------------------------------------------------------------------------
+# --- writing ----------------------------------------------------------------------------------------------------------
 
 
 class Bulk(Store):
@@ -305,7 +304,6 @@ class SeasonClocks:
     boot: str
     began_s: float
     now_s: float
-    synchronised_ = True
     drift_ppm = 1.8
 
     def steady_s(self) -> float:
