@@ -162,6 +162,23 @@ STEPS: tuple[str, ...] = (
         best_channel INTEGER NOT NULL
     );
     CREATE INDEX shadows_by_session ON shadows (session, start_sample);
+    CREATE TABLE shadowed (
+        id INTEGER PRIMARY KEY,
+        session INTEGER NOT NULL,
+        bundle TEXT NOT NULL,
+        bundle_digest TEXT NOT NULL,
+        cause TEXT NOT NULL DEFAULT '',
+        start_sample INTEGER NOT NULL,
+        end_sample INTEGER NOT NULL,
+        start_utc TEXT
+    );
+    CREATE INDEX shadowed_by_session ON shadowed (session, start_sample);
+    CREATE TABLE shadow_scores (
+        id INTEGER PRIMARY KEY,
+        bundle TEXT NOT NULL,
+        bundle_digest TEXT NOT NULL,
+        score REAL NOT NULL
+    );
     CREATE TABLE scans (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         fingerprint TEXT NOT NULL,
