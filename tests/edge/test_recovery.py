@@ -163,7 +163,7 @@ def test_what_is_lost_is_told(
     assert json.loads(lost) == {"detections": f"{gone[0]} to {gone[-1]}"} and "quick_check" not in fault
     assert json.loads(recovered) == {
         "detections": ROWS - len(gone), "sessions": 1, "ledger": ROWS, "levels": ROWS, "outbox": ROWS, "clock": 0,
-        "recoveries": 0, "verdicts": 0, "shadows": 0, "scans": 0, "scanned": 0,
+        "recoveries": 0, "verdicts": 0, "shadows": 0, "shadowed": 0, "shadow_scores": 0, "scans": 0, "scanned": 0,
     }  # fmt: skip
     assert "is damaged" in caplog.text and f"{gone[0]} to {gone[-1]}" in caplog.text
 
