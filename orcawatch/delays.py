@@ -22,6 +22,7 @@ FRAME_S = 0.046
 BAND_HZ = (300.0, 20000.0)
 QUIET_SHARE = 0.25  # of the frames, taken as background
 STRONGEST = 30.0  # signal-to-noise ratio beyond which a cell counts no more
+OVER = 4.0  # times the background: by as much less is a cell's power counted, so that noise alone has no weight
 CHUNK_S = 10.0  # sound that is looked at in one go
 CHUNKS = 4
 FINER = 8  # lags of a correlation for each sample
@@ -142,7 +143,7 @@ def _ratios(power: Array) -> Array:
     # A quantile of the powers of noise, which are distributed exponentially, tells their mean.
     background = np.partition(power, rank, axis=0)[rank] / -math.log(1 - (rank + 1) / (len(power) + 1))
     smooth = _smoothed(_smoothed(power / background, 3, 0), 5, 2)
-    return np.asarray(np.clip(smooth - 1, 0, STRONGEST), np.float32)
+    return np.asarray(np.clip(smooth - OVER, 0, STRONGEST), np.float32)
 
 
 def _smoothed(values: Array, width: int, axis: int) -> Array:

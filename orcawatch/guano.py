@@ -65,6 +65,9 @@ def _own(detection: Detection, first_sample: int, event_s: Sequence[str]) -> dic
         "Hydrophones": listed(detection.hydrophones),
         "Levels": figures(detection.levels_db, 1),
         "Level Unit": detection.level_unit if detection.levels_db else "",
+        "Bearing": figures(known_ones(detection.bearing_deg), 2),
+        "Bearing Error": figures(known_ones(detection.bearing_error_deg), 2),
+        "Bearing Note": detection.bearing_note,
         "Bundle": detection.bundle,
         "Bundle Digest": detection.bundle_digest,
         "Clock Synchronised": ("yes" if detection.synchronised else "no") if known else "",
@@ -103,6 +106,11 @@ def listed(values: Iterable[object]) -> str:
 def figures(values: Iterable[float], digits: int) -> str:
     """Numbers with commas between them; `-` for what was not measured."""
     return listed("-" if math.isnan(value) else f"{value:.{digits}f}" for value in values)
+
+
+def known_ones(*values: float | None) -> list[float]:
+    """The values that are known."""
+    return [value for value in values if value is not None]
 
 
 def guano_text(fields: Mapping[str, str]) -> str:

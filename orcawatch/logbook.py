@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import levels
+from .bearing import Bearing, Compass
 from .bundle import Bundle
 from .capture import Source
 from .config import Settings
@@ -68,6 +69,7 @@ class Logbook:
         self._calibration = levels.calibration(settings.hydrophones, settings.adc_peak_v, len(channels))
         if settings.hydrophones and self._calibration.unknown is not None:
             log.warning("%s", self._calibration.unknown)
+        self._compass = Compass.of(settings, channels)
         self._meter = LevelMeter(len(channels), source.info.rate_hz, self._calibration, settings.levels.every_s)
         self._unwritten: deque[tuple[Levels, datetime | None, bool | None]] = deque(maxlen=UNWRITTEN)
 
@@ -99,6 +101,7 @@ class Logbook:
         """The record of an event; `samples` are those of its span, as far as they are there."""
         info = self._source.info
         start_s, end_s = (sample / info.rate_hz for sample in (event.start_sample, event.end_sample))
+        bearing = self._bearing(samples, info.rate_hz)
         return Detection(
             id=None,
             source=info.name,
@@ -119,7 +122,18 @@ class Logbook:
             hydrophones=tuple(hydrophone.serial for hydrophone in self._settings.hydrophones),
             levels_db=event_levels(samples, self._calibration),
             level_unit=self._calibration.unit,
+            bearing_deg=bearing.bearing_deg,
+            bearing_error_deg=bearing.error_deg,
+            bearing_note=bearing.note,
         )
+
+    def _bearing(self, samples: Array, rate_hz: int) -> Bearing:
+        """Where the sound came from; whatever goes wrong with that must not cost the row."""
+        try:
+            return self._compass.bearing(samples, rate_hz)
+        except Exception:
+            log.exception("no bearing")
+            return Bearing(note="no bearing: its computation failed, see the log")
 
     def add(self, detection: Detection) -> int:
         """Write a detection's row, the ledger up to now and the messages about it in one transaction; its number.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from math import isnan
+from collections.abc import Iterator
+from math import ceil, isnan
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,7 +24,7 @@ class Printer:
 
     COLUMNS = (
         "file", "start_s", "end_s", "score", "best_channel", "channels", "channel_scores", "start_utc", "clip",
-        "snapshot",
+        "snapshot", "bearing_deg", "bearing_error_deg", "bearing_note",
     )  # fmt: skip
 
     def __init__(self, how: str, settings: Settings) -> None:
@@ -59,6 +60,9 @@ class Printer:
             "levels_db": [None if isnan(level) else round(level, 1) for level in detection.levels_db],
             "level_unit": detection.level_unit,
             "numbers": detection.numbers,
+            "bearing_deg": rounded(detection.bearing_deg),
+            "bearing_error_deg": rounded(detection.bearing_error_deg),
+            "bearing_note": detection.bearing_note,
         }
 
     def _path(self, name: str | None) -> str | None:
@@ -85,4 +89,22 @@ class Printer:
         span = f"{record['start_s']:.2f} to {record['end_s']:.2f} s"
         channels = f"channel {record['best_channel']} (of {', '.join(map(str, record['channels']))})"
         what = f"orca {record['score']:.3f} on {channels}"
-        return f"{record['file']}: {span}: {what}; {record['snapshot'] or record['clip'] or 'no clip'}"
+        where = record["snapshot"] or record["clip"] or "no clip"
+        return "; ".join([f"{record['file']}: {span}: {what}", where, *origin(record)])
+
+
+def rounded(angle_deg: float | None) -> float | None:
+    """An angle as it is printed, to 0.01 degrees."""
+    return None if angle_deg is None else round(angle_deg, 2) % 360
+
+
+def origin(record: dict[str, Any]) -> Iterator[str]:
+    """Where a sound came from, in words, and what is to be said about that; nothing where nothing is known."""
+    bearing_deg, error_deg = record["bearing_deg"], record["bearing_error_deg"]
+    if record["bearing_note"]:
+        yield record["bearing_note"]
+    if bearing_deg is not None:
+        digits = 1 if error_deg < 2 else 0
+        # rounded up: an interval is not to look narrower than it is
+        error = ceil(error_deg * 10**digits - 1e-9) / 10**digits
+        yield f"from {round(bearing_deg, digits) % 360:.{digits}f}° ± {error:.{digits}f}°"

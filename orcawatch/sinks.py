@@ -216,6 +216,7 @@ def detection_body(detection: Detection) -> dict[str, Any]:
     names = (
         "source", "start_utc", "synchronised", "start_s", "end_s", "start_sample", "end_sample", "score", "channels",
         "channel_scores", "best_channel", "hydrophones", "levels_db", "level_unit", "bundle", "bundle_digest",
+        "bearing_deg", "bearing_error_deg", "bearing_note",
     )  # fmt: skip
     return {"detection": detection.id, **{name: getattr(detection, name) for name in names}}
 
