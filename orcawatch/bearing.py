@@ -21,7 +21,8 @@ Array = NDArray[np.float32]
 Figures = NDArray[np.float64]
 
 SHARE = 0.9  # of the probability that an interval holds
-EVIDENCE = 0.25  # of the likelihood is believed: cells overlap, and noise is not as simple as its model
+EVIDENCE = 0.1  # of the likelihood is believed: cells overlap, and noise is not as simple as its model
+MOST_CERTAIN = 60.0  # natural logarithm to which the likelihoods of separate directions are brought down
 LEAST_DEG = 0.05  # half width of an interval at the least
 WIDEST_DEG = 30.0  # a wider one is no bearing
 LINE = 0.02  # an array whose width is less than this share of its length is a line
@@ -254,7 +255,8 @@ def directions(found: Common, baselines_s: Figures) -> list[Mode]:
     heights *= _believed(found)
     tops = np.flatnonzero((heights >= np.roll(heights, 1)) & (heights > np.roll(heights, -1)))
     tops = tops[np.argsort(-heights[tops])][:MODES]
-    near = [angles[top] for top in tops if heights[top] > heights.max() - 2 * FAR_BELOW]
+    depth = FAR_BELOW * (1 + max(heights.max(), 0.0) / MOST_CERTAIN)
+    near = [angles[top] for top in tops if heights[top] >= heights.max() - depth]
     modes = [refined(found, baselines_s, angle, angles[1]) for angle in near]
     return sorted(modes, key=lambda mode: -mode.height)
 
@@ -305,7 +307,8 @@ def likely(modes: Sequence[Mode]) -> list[Mode]:
 
 def _masses(modes: Sequence[Mode]) -> Figures:
     top = modes[0].height
-    masses = np.array([math.exp(mode.height - top) * mode.spread_rad for mode in modes])
+    trusted = MOST_CERTAIN / (MOST_CERTAIN + max(top, 0.0))
+    masses = np.array([math.exp(trusted * (mode.height - top)) * mode.spread_rad for mode in modes])
     return np.asarray(masses / masses.sum())
 
 
@@ -360,7 +363,7 @@ def least_squares(found: Common, baselines_s: Figures, mode: Mode, channels: int
             return mode.angle_rad, 0.0
         angle += float(trusted @ (turned * left)) / lever
     left = delays - arrivals_s(baselines_s, angle)
-    misfit = math.sqrt(float(trusted @ left**2) / (lever * max(channels - 2, 1)))
+    misfit = math.sqrt(float(weights @ left**2) / (lever * max(channels - 2, 1)))
     return angle, misfit
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,12 +92,12 @@ def common(samples: Array, rate_hz: int, longest_s: float) -> Common | None:
     hz = np.fft.rfftfreq(size, 1 / rate_hz)
     inside = (hz >= BAND_HZ[0]) & (hz <= min(BAND_HZ[1], 0.45 * rate_hz))
     parts = [_sums(_spectra(chunk, size)[:, :, inside]) for chunk in _chunks(samples, rate_hz, size)]
-    cross, weights, squares = (sum(part[k] for part in parts) for k in range(3))
+    cross, weights, squares = (np.sum([part[k] for part in parts], axis=0) for k in range(3))
     pairs = np.array(list(combinations(range(samples.shape[1]), 2)), np.int64)
     first, second = pairs.T
     return Common(
         pairs,
-        hz[inside],
+        np.asarray(hz[inside], np.float64),
         np.asarray(cross[:, first, second].T, np.complex128),
         np.asarray(weights[:, first, second].T, np.float64),
         np.asarray(squares[:, first, second].sum(axis=0) / 2, np.float64),
@@ -122,7 +123,7 @@ def _spectra(samples: Array, size: int) -> NDArray[np.complex64]:
     return np.asarray(np.fft.rfft(frames * window, axis=-1), np.complex64)
 
 
-def _sums(spectra: NDArray[np.complex64]) -> tuple[Spectra, Figures, Figures]:
+def _sums(spectra: NDArray[np.complex64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Sums over frames of cross-phases, weights and squared weights, each of shape (bins, channels, channels)."""
     power = np.square(spectra.real) + np.square(spectra.imag) + np.float32(TINY)
     phases = spectra / np.sqrt(power)
@@ -155,10 +156,10 @@ def _smoothed(values: Array, width: int, axis: int) -> Array:
     return np.asarray(sum(shifted) / width, np.float32)
 
 
-def _products(columns: NDArray[np.number]) -> NDArray[np.number]:
+def _products(columns: NDArray[Any]) -> NDArray[Any]:
     """Sum over frames of each channel times each other's conjugate, shape (bins, channels, channels)."""
     by_bin = np.ascontiguousarray(columns.transpose(2, 1, 0))
-    return by_bin @ by_bin.conj().transpose(0, 2, 1)
+    return np.asarray(by_bin @ by_bin.conj().transpose(0, 2, 1))
 
 
 def correlation(found: Common, pair: int, longest_s: float) -> tuple[Figures, Figures]:
