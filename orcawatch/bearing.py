@@ -27,6 +27,7 @@ LEAST_DEG = 0.05  # half width of an interval at the least
 WIDEST_DEG = 30.0  # a wider one is no bearing
 LINE = 0.02  # an array whose width is less than this share of its length is a line
 SAME_PLACE_M = 0.01
+HELD = 0.9  # of the samples equal to the one before: a channel that is stuck
 STEPS_A_WAVE = 8.0
 MOST_STEPS = 36000
 FAR_BELOW = 16.0  # natural logarithm of how much less likely a direction is to be left out
@@ -36,10 +37,13 @@ STUDENT = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86)
 OUTLIER = 3.0  # spreads from the fit at which a pair counts no more
 MARGIN = 1.1  # delays are looked for up to so much more than the array allows
 DEAF = 0.02  # of the weight of the other channels' pairs
+STRANGE = 0.3  # of what the others share
+SHARED = 0.3  # of the weights, that the others share at least
 CLEAR = 12.0  # spreads of noise by which a pair's peak stands out
 SINGLE = 1.3  # a pair's highest peak over its second
 MISFIT = 0.05  # of the longest delay: by so much may delays miss the places
 BETTER = 5.0  # by so much must another order fit better
+TINY_BEND = 1e-12
 SECOND_SHARE = 0.3  # of the first sound's correlation, that of a second one
 
 
@@ -152,7 +156,7 @@ class Compass:
         """The bearing, after a look at whether the delays fit the places."""
         fault = misplaced(found, places / self._speed_m_s, longest_s)
         if fault is None:
-            return self._noted(found, places, notes)
+            return self._noted(found, alive, places, notes)
         swaps, odd = fault
         if swaps:
             pairs = " or ".join(f"{self._name(alive[one])} and {self._name(alive[other])}" for one, other in swaps)
@@ -160,10 +164,12 @@ class Compass:
         if odd is not None:
             kept = [index for index in range(len(alive)) if index != odd]
             notes = [*notes, f"the place of channel {self._name(alive[odd])} does not fit; it was left out"]
-            return self._noted(found.only(kept), places[kept], notes)
-        return self._noted(found, places, [*notes, "the delays fit no direction well: check the hydrophones' places"])
+            return self._noted(found.only(kept), [alive[index] for index in kept], places[kept], notes)
+        return self._noted(
+            found, alive, places, [*notes, "the delays fit no direction well: check the hydrophones' places"]
+        )
 
-    def _noted(self, found: Common, places: Figures, notes: list[str]) -> Bearing:
+    def _noted(self, found: Common, alive: list[int], places: Figures, notes: list[str]) -> Bearing:
         baselines = flat_baselines(found, places) / self._speed_m_s
         if not np.linalg.norm(baselines, axis=1).max():
             return Bearing(note="; ".join(["no bearing: the hydrophones stand above one another", *notes]))
@@ -173,7 +179,11 @@ class Compass:
         angle, width = interval(found, baselines, modes, len(places))
         if width > math.radians(WIDEST_DEG):
             return Bearing(note="; ".join([f"no bearing: {self._unclear(modes)}", *notes]))
-        other = second_sound(found, baselines, angle)
+        strangers = strange_channels(found, baselines, angle, len(places))
+        if strangers:
+            named = self._named([alive[index] for index in strangers], "does", "do")
+            notes = [*notes, f"{named} not fit the others"]
+        other = None if strangers else second_sound(found, baselines, angle)
         if other is not None:
             notes = [*notes, f"another sound came from about {self._degrees(other):.0f} degrees"]
         return Bearing(self._degrees(angle), max(math.degrees(width), LEAST_DEG), "; ".join(notes))
@@ -206,10 +216,10 @@ class Compass:
 
 
 def is_alive(column: Array) -> bool:
-    """Whether a channel moves: all numbers finite, and no value held for half the time."""
+    """Whether a channel moves: all numbers finite, and no value held for nearly all the time."""
     if len(column) < 2 or not np.isfinite(column).all():
         return False
-    return bool(np.mean(np.diff(column) == 0) < 0.5)
+    return bool(np.mean(np.diff(column) == 0) < HELD)
 
 
 def spacing(places: Figures) -> float:
@@ -242,6 +252,19 @@ def deaf_channels(found: Common, channels: int) -> list[int]:
     heard = np.array([weights[(found.pairs == index).any(axis=1)].max() for index in range(channels)])
     deaf = [index for index in range(channels) if heard[index] < DEAF * np.sort(heard)[-2]]
     return deaf if channels - len(deaf) >= 2 and weights.max() > 100 * len(found.frequencies_hz) ** 0.5 else []
+
+
+def strange_channels(found: Common, baselines_s: Figures, angle: float, channels: int) -> list[int]:
+    """Channels that share hardly anything from a direction with the others, which share much among themselves."""
+    omega = 2 * np.pi * found.frequencies_hz
+    steered = found.cross * np.exp(-1j * arrivals_s(baselines_s, angle)[:, None] * omega)
+    share = steered.real.sum(axis=1) / np.maximum(found.weights.sum(axis=1), TINY_BEND)
+    strange = []
+    for index in range(channels if channels > 3 else 0):
+        own = (found.pairs == index).any(axis=1)
+        if share[own].max() < STRANGE * np.median(share[~own]) and np.median(share[~own]) > SHARED:
+            strange.append(index)
+    return strange
 
 
 def directions(found: Common, baselines_s: Figures) -> list[Mode]:
@@ -380,9 +403,6 @@ def pair_peaks(found: Common, baselines_s: Figures, angle: float) -> tuple[Figur
     weights = np.where((bend > 0) & (steered.real.sum(axis=1) > 0), np.maximum(bend, 0), 0)
     wave_s = np.pi / np.sqrt(np.maximum(bend, TINY_BEND) / np.maximum(steered.real.sum(axis=1), TINY_BEND))
     return delays, np.where(np.abs(delays - expected) < wave_s / 2, weights, 0)
-
-
-TINY_BEND = 1e-12
 
 
 def second_sound(found: Common, baselines_s: Figures, angle: float) -> float | None:

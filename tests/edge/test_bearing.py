@@ -204,6 +204,14 @@ def test_a_channel_full_of_noise_is_left_out_and_named() -> None:
     assert found.note == "channel 1 does not hear it" and found.bearing_deg == pytest.approx(75.0, abs=1)
 
 
+@pytest.mark.parametrize("late", [700, 40])
+def test_a_channel_that_hears_something_else_is_named(late: int) -> None:
+    samples = heard(SQUARE, 250.0)
+    samples[:, 1] = np.roll(samples[:, 1], late)
+    found = Compass(SQUARE, channels=(4, 5, 6, 7)).bearing(samples, RATE_HZ)
+    assert found.note == "channel 5 does not fit the others" and found.bearing_deg == pytest.approx(250.0, abs=1)
+
+
 def test_numbers_that_are_none_make_a_channel_dead() -> None:
     samples = heard(SQUARE, 75.0)
     samples[100, 0] = np.nan
