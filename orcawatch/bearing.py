@@ -185,7 +185,7 @@ class Compass:
             notes = [*notes, f"{named} not fit the others"]
         other = None if strangers else second_sound(found, baselines, angle)
         if other is not None:
-            notes = [*notes, f"another sound came from about {self._degrees(other):.0f} degrees"]
+            notes = [*notes, f"another sound came from about {round(self._degrees(other)) % 360} degrees"]
         return Bearing(self._degrees(angle), max(math.degrees(width), LEAST_DEG), "; ".join(notes))
 
     def _mirrored(self, modes: Sequence[Mode], channels: int) -> str:
@@ -394,15 +394,22 @@ def pair_peaks(found: Common, baselines_s: Figures, angle: float) -> tuple[Figur
     """Delay of each pair's own maximum next to that of a direction, s, and its weight; 0 where there is none."""
     expected = arrivals_s(baselines_s, angle)
     omega = 2 * np.pi * found.frequencies_hz
-    delays = expected.copy()
+    near_s = MISFIT * float(np.linalg.norm(baselines_s, axis=1).max())
+    delays = np.array([_highest(found, pair, expected[pair], near_s) for pair in range(len(expected))])
     for _ in range(4):
         steered = found.cross * np.exp(-1j * delays[:, None] * omega)
         slope, bend = steered.imag @ omega, steered.real @ omega**2
         step = np.where(bend > 0, slope / np.where(bend > 0, bend, 1), 0)
         delays = delays + np.clip(step, -0.1e-3, 0.1e-3)
     weights = np.where((bend > 0) & (steered.real.sum(axis=1) > 0), np.maximum(bend, 0), 0)
-    wave_s = np.pi / np.sqrt(np.maximum(bend, TINY_BEND) / np.maximum(steered.real.sum(axis=1), TINY_BEND))
-    return delays, np.where(np.abs(delays - expected) < wave_s / 2, weights, 0)
+    return delays, np.where(np.abs(delays - expected) < 2 * near_s, weights, 0)
+
+
+def _highest(found: Common, pair: int, delay_s: float, near_s: float) -> float:
+    """Delay of the highest value of a pair's correlation near a delay."""
+    delays_s, values = correlation(found, pair, abs(delay_s) + near_s)
+    near = np.flatnonzero(np.abs(delays_s - delay_s) <= near_s)
+    return float(delays_s[near[np.argmax(values[near])]]) if len(near) else delay_s
 
 
 def second_sound(found: Common, baselines_s: Figures, angle: float) -> float | None:
