@@ -228,20 +228,25 @@ class Clips:
         self._scene = simulate_scene(
             SceneSettings(rate_hz=RATE_HZ, calls_per_minute=16, snr_low_db=8, click_trains_per_minute=0, duration_s=60)
         )
-        self._events = [event for event in self._scene.truth["events"] if 0.5 + ROLL_S < event["start_s"] < 53 - ROLL_S]
+        calls = [event for event in self._scene.truth["events"] if 0.5 + ROLL_S < event["start_s"] < 53 - ROLL_S]
+        scores = [self._event(call, 0)[0].score for call in calls]
+        self._calls = [calls[place] for place in np.argsort(scores)[::-1][:8]]  # the bundle is not sure of all
 
-    def heard(self, detection: Detection, place: int) -> tuple[Detection, Event, NDArray[np.float32]]:
-        """The detection as the bundle scores a call of the scene, its event, and the clip's samples."""
+    def _event(self, call: dict[str, Any], start_sample: int) -> tuple[Event, NDArray[np.float32]]:
+        """A call as the bundle hears it, as if it began at a position; and the clip's samples."""
         from orcawatch.detector import Detector
 
-        call = self._events[place % len(self._events)]
         roll = round(ROLL_S * RATE_HZ)
         start, length = (round(s * RATE_HZ) for s in (call["start_s"], max(0.96, call["end_s"] - call["start_s"])))
         samples = self._scene.samples[start - roll : start + length + roll]
-        first = (detection.start_sample or 0) - roll
         detector = Detector(self._ensemble, RATE_HZ, len(CHANNELS), self._ensemble.bundle.hop_s)
-        windows = detector.push(AudioBlock(samples, first)) + detector.finish()
-        event = event_of(windows, first + roll, first + roll + length)
+        windows = detector.push(AudioBlock(samples, start_sample - roll)) + detector.finish()
+        return event_of(windows, start_sample, start_sample + length), samples
+
+    def heard(self, detection: Detection, place: int) -> tuple[Detection, Event, NDArray[np.float32]]:
+        """The detection as the bundle scores a call of the scene, its event, and the clip's samples."""
+        call = self._calls[place % len(self._calls)]
+        event, samples = self._event(call, detection.start_sample or 0)
         bundle = self._ensemble.bundle
         heard = replace(
             detection, end_sample=event.end_sample, end_s=event.end_sample / RATE_HZ, score=event.score,
