@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
@@ -608,7 +608,7 @@ def _utc_text(moment: datetime | None) -> str | None:
         return None
     if moment.utcoffset() is None:
         raise ValueError(f"a time must have a timezone; {moment.isoformat()} has none: add timezone.utc")
-    return moment.isoformat()
+    return moment.astimezone(timezone.utc).isoformat()
 
 
 def _row(detection: Detection) -> tuple[Any, ...]:
