@@ -242,6 +242,7 @@ def test_a_database_of_version_1_is_brought_up_to_date(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (second.session, second.hydrophones, second.verdict, second.removed) == (None, (), None, None)
     names = "detections sessions ledger clock levels outbox budgets recoveries verdicts shadows scans scanned"
+    names += " shadowed shadow_scores"
     names += " sqlite_sequence"
     assert sorted(tables) == sorted(names.split())
 
