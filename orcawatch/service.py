@@ -7,7 +7,7 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +31,7 @@ from .notify import Notifier, Watchdog
 from .outbox import Depth, Outbox, open_outbox
 from .prometheus import Metrics
 from .recorder import OnDetection
+from .records import Item, WindowScore
 from .reload import reload
 from .retention import Retention
 from .sinks import Facts, effort_body, heartbeat_body, temperatures_c
@@ -41,8 +42,30 @@ log = logging.getLogger(__name__)
 TELL_S = 5.0  # between two looks at what is told to systemd and to Prometheus
 
 
+class Watcher:
+    """Somebody who looks on; this one does not. The loop calls, and waits until it returns.
+
+    Attributes
+    ----------
+    attended : whether it is a person at a terminal: when that is closed (SIGHUP), the watch ends.
+    """
+
+    attended = False
+
+    def begins(self, settings: Settings, bundle: Bundle) -> None:
+        """The bundle is open, with the settings' overrides; the source is waited for next."""
+
+    def heard(self, loop: Loop, item: Item | None, windows: Sequence[WindowScore]) -> None:
+        """As `Upkeep.heard`."""
+
+
 def serve(
-    load: Callable[[], Settings], input_file: Path | None, realtime: bool, on_detection: OnDetection, stop: Flag
+    load: Callable[[], Settings],
+    input_file: Path | None,
+    realtime: bool,
+    on_detection: OnDetection,
+    stop: Flag,
+    watcher: Watcher | None = None,
 ) -> tuple[str, Totals]:
     """Listen to the settings' source until it ends or is to stop.
 
@@ -52,6 +75,7 @@ def serve(
     input_file : a file to listen to, in place of the settings' source.
     realtime : play a file at its own speed.
     on_detection, stop : as for `orcawatch.daemon.run`.
+    watcher : who looks on.
 
     Returns
     -------
@@ -62,7 +86,7 @@ def serve(
     OrcawatchError : it could not begin.
     """
     settings = load()
-    with Service(load, settings, stop) as service:
+    with Service(load, settings, stop, watcher) as service:
         return service.watch(input_file, realtime, on_detection)
 
 
@@ -74,9 +98,12 @@ class Service(Upkeep):
     load : reads the settings again.
     settings : in force.
     stop : set when the watch is to end.
+    watcher : who looks on.
     """
 
-    def __init__(self, load: Callable[[], Settings], settings: Settings, stop: Flag) -> None:
+    def __init__(
+        self, load: Callable[[], Settings], settings: Settings, stop: Flag, watcher: Watcher | None = None
+    ) -> None:
         self.clocks = Clocks()
         self.notifier = Notifier()
         self.metrics = Metrics([hydrophone.serial for hydrophone in settings.hydrophones])
@@ -84,6 +111,7 @@ class Service(Upkeep):
         self._load = load
         self._settings = settings
         self._stop = stop
+        self._watcher = watcher or Watcher()
         self._asked = False  # to reload; no `Event`: the handler of a second signal could wait for its lock for ever
         self._duty: OnDuty[LiveSource] | None = None
         self._live: LiveSource | None = None
@@ -112,6 +140,7 @@ class Service(Upkeep):
         log.debug("silence scores %.3f", score_silence(ensemble))
         self._open.enter_context(daemon.only_writer(settings.output))
         self._look_after(self._open.enter_context(daemon.open_store(settings.output)))
+        self._watcher.begins(settings, ensemble.bundle)
         source = self._source(input_file, realtime)
         self.metrics.serve(settings.metrics)
         self.metrics.about(settings.station, ensemble.bundle.name, ensemble.bundle.digest)
@@ -144,6 +173,10 @@ class Service(Upkeep):
         if self._settings.sinks and self._store is not None:
             self._outbox = self._watch.enter_context(open_outbox(self._store, self._settings, self.clocks, session))
         return self._outbox
+
+    def heard(self, loop: Loop, item: Item | None, windows: Sequence[WindowScore]) -> None:
+        """Show it to who looks on."""
+        self._watcher.heard(loop, item, windows)
 
     def processed(self, loop: Loop) -> None:
         """Feed the watchdog; now and then tell how things are; reload where that was asked for."""
@@ -183,7 +216,9 @@ class Service(Upkeep):
         settings = self._settings
         path = input_file or settings.source.file
         if path is not None:
-            return FileSource(path, realtime or settings.source.realtime)
+            if realtime or settings.source.realtime:
+                return FileSource(path, True, settings.source.block_s)
+            return FileSource(path)
         live = LiveSource(
             settings.source, self.clocks, queue_s=settings.overload.queue_s, needed=needed_channels(settings),
             jump_s=settings.clock.jump_s,
@@ -193,7 +228,9 @@ class Service(Upkeep):
         return self._duty
 
     def _on_hangup(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+        again, self._asked = self._asked, True
+        if self._watcher.attended and not again:
+            self._stop.set()
 
     def _reload(self, loop: Loop) -> None:
         self._asked = False
