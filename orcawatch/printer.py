@@ -37,7 +37,11 @@ class Printer:
         """Print one detection, in place of a progress bar's line."""
         if sys.stderr.isatty() and sys.stdout.isatty():
             click.echo("\r\x1b[K", nl=False, err=True)
-        click.echo(self._line(self.record(detection)))
+        click.echo(self.line(detection))
+
+    def line(self, detection: Any) -> str:
+        """What is printed of a detection, without the line's end."""
+        return self._line(self.record(detection))
 
     def record(self, detection: Any) -> dict[str, Any]:
         """What is printed of a detection; paths start where the program runs."""
