@@ -13,6 +13,7 @@ from math import isnan
 from pathlib import Path, PurePosixPath
 from typing import Any, Callable
 
+from .printer import rounded
 from .selection import Row
 
 BOM = "\ufeff"  # by it spreadsheets know UTF-8
@@ -55,18 +56,13 @@ def record(row: Row) -> dict[str, Any]:
         "latitude_deg": None if run is None else run.latitude_deg,
         "longitude_deg": None if run is None else run.longitude_deg,
         "clip_start_s": None if found.clip_start_s is None else round(found.clip_start_s, 6),
-        **{name: rounded(found.numbers.get(name)) for name in BANDS},
+        **{name: round(found.numbers[name], 1) if name in found.numbers else None for name in BANDS},
     }
 
 
 def figures(values: Sequence[float], digits: int) -> list[float | None]:
     """Rounded; None for what is not a number."""
     return [None if isnan(value) else round(value, digits) for value in values]
-
-
-def rounded(value: float | None) -> float | None:
-    """To one digit."""
-    return None if value is None else round(value, 1)
 
 
 def utc_text(utc: datetime | None) -> str | None:
@@ -93,9 +89,14 @@ def csv_lines(rows: Iterable[Row]) -> Iterator[str]:
 
 def csv_line(values: Iterable[object]) -> str:
     """A line of CSV: text that a spreadsheet would take for a formula is guarded, null is empty."""
+    return quoted_line(cell(value) for value in values)
+
+
+def quoted_line(values: Iterable[object]) -> str:
+    """A line of CSV. The writer only quotes carriage returns where its own lines end with one."""
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow([cell(value) for value in values])
-    return line.getvalue()
+    csv.writer(line, lineterminator="\r\n").writerow(list(values))
+    return line.getvalue()[: -len("\r\n")] + "\n"
 
 
 def cell(value: object) -> object:

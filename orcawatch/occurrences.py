@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +10,7 @@ from datetime import datetime
 from urllib.parse import quote
 
 from .effort import Entry, Span, parts
+from .formats import quoted_line
 from .ledger import RECORDED
 from .selection import Row
 
@@ -68,12 +67,12 @@ class Occurrences:
 
     def lines(self, rows: Iterable[Row]) -> Iterator[str]:
         """The terms, then a line of CSV for each occurrence."""
-        yield csv_line(TERMS)
+        yield quoted_line(TERMS)  # nothing is guarded: Darwin Core takes values as they are
         for row in rows:
             lack = self._lack(row)
             if lack is None:
                 terms = self.terms(row)
-                yield csv_line(terms[name] for name in TERMS)
+                yield quoted_line(terms[name] for name in TERMS)
             else:
                 self.left_out[lack] += 1
 
@@ -122,7 +121,7 @@ class Occurrences:
     def _effort(self, row: Row) -> str:
         day = day_of(row.start_utc)
         seconds = self.effort.get((row.detection.station, day))
-        return "" if seconds is None else f"{seconds / 3600:.2f} h recorded on {day} UTC"
+        return "" if seconds is None else f"{seconds / 3600:.3f} h recorded on {day} UTC"
 
     def _media(self, row: Row) -> str:
         """The clip's address; empty where nothing is published, or the clip is gone."""
@@ -211,10 +210,3 @@ def identification(row: Row) -> dict[str, str]:
         "identificationReferences": software,
         "identificationRemarks": f"detector's score {found.score:.3f} of 1{doubt}{note}",
     }
-
-
-def csv_line(values: Iterable[str]) -> str:
-    """A line of CSV. Nothing is guarded against spreadsheets: Darwin Core takes values as they are."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(list(values))
-    return line.getvalue()

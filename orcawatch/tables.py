@@ -22,23 +22,23 @@ BLOCK_BYTES = 1 << 20
 class Folder:
     """Tables in one folder, and a list of their digests by which those that somebody changed are told.
 
-    Raises
-    ------
-    InputError : the folder cannot be made.
-
     Parameters
     ----------
     path : the folder; it is made where it is missing.
     overwrite : whether to replace also what is not ours, or was changed.
+
+    Raises
+    ------
+    OrcawatchError : the folder cannot be made, or its list not be read.
     """
 
     def __init__(self, path: Path, overwrite: bool = False) -> None:
         self.path = path
         self._overwrite = overwrite
-        self._known = read_sums(path / SUMS)
         self._written: dict[str, str] = {}
         with refusals(path):
             make_folder(path)
+            self._known = read_sums(path / SUMS)
 
     def check(self, names: Iterable[str]) -> None:
         """See that these may be written, before anything is; names are relative, with forward slashes.
