@@ -12,6 +12,14 @@ from ..cli import logged
 from ..errors import OrcawatchError
 from . import distribute
 
+DATA = click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FOLDER",
+    help="Folder of the recordings; goes before the recipe's. Several times: all of them are one data set.",
+)
+
 
 @click.group()
 def train() -> None:
@@ -34,12 +42,12 @@ def require_training() -> None:
 @train.command()
 @logged
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), help="Folder of the recordings; goes before the recipe's.")
+@DATA
 @click.option("--run", "folder", type=click.Path(path_type=Path), help="Folder of the run; default runs/NAME.")
 @click.option("--weights", multiple=True, metavar="BACKBONE=FILE", help="Weights of a backbone: a file, or a name.")
 @click.option("--from-scratch", multiple=True, metavar="BACKBONE", help="Start a backbone from random weights.")
 def run(
-    recipe: Path, data: Path | None, folder: Path | None, weights: tuple[str, ...], from_scratch: tuple[str, ...]
+    recipe: Path, data: tuple[Path, ...], folder: Path | None, weights: tuple[str, ...], from_scratch: tuple[str, ...]
 ) -> None:
     """Run RECIPE; stages whose settings, inputs and code are unchanged are not run again.
 
@@ -49,12 +57,17 @@ def run(
     from . import pipeline, results
 
     require_training()
-    settings, runner = pipeline.prepare(recipe, data, folder, _named(weights), from_scratch)
+    settings, runner = pipeline.prepare(recipe, first(data), folder, _named(weights), from_scratch, data[1:])
     ran = pipeline.run(settings, runner)
     click.echo(f"stages run: {', '.join(ran) or 'none, everything is up to date'}", err=True)
     if distribute.is_chief():
         click.echo(results.summary(runner.folder / pipeline.RESULT))
         click.echo(f"report: {runner.folder / pipeline.REPORT / 'report.html'}", err=True)
+
+
+def first(folders: tuple[Path, ...]) -> Path | None:
+    """The folder that was named first."""
+    return folders[0] if folders else None
 
 
 def _named(given: tuple[str, ...]) -> dict[str, str]:
@@ -79,13 +92,13 @@ def report(folder: Path, out: Path | None) -> None:
 
 @train.command()
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), help="Folder of the recordings; goes before the recipe's.")
-def status(target: Path, data: Path | None) -> None:
+@DATA
+def status(target: Path, data: tuple[Path, ...]) -> None:
     """Show the stages of TARGET, a recipe or the folder of a run: done or missing, with time and memory."""
     from . import pipeline
 
     require_training()
-    _, runner = pipeline.prepare(target, data)
+    _, runner = pipeline.prepare(target, first(data), further=data[1:])
     for state in runner.status():
         cost = f"{state.wall_s:9.1f} s {state.peak_mb:7.0f} MB" if state.done else ""
         click.echo(f"{state.name:24} {'done' if state.done else 'missing':8} {cost}".rstrip())

@@ -11,7 +11,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ class Clip:
     group : the recording; never on two sides of a split.
     kind, source, repository, licence : free text for augmentation and the model card, empty where unknown.
     seconds : length of the file.
+    site : where it was recorded, empty where unknown.
     """
 
     file_name: str
@@ -67,6 +68,7 @@ class Clip:
     repository: str
     licence: str
     seconds: float
+    site: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,9 @@ def read_labels(folder: Path, on_corrupt: str = "refuse", with_test: bool = Fals
     """Read `labels.csv` and the files in `wav/`.
 
     Columns file_name, label (`orca` or `noise`), split (`train`, `devel` or `test`) and group (the recording) are
-    needed; kind, source, repository and licence are taken where they are. Training files of several channels become
-    one clip per channel; devel and test files must be mono. Test files are not looked at unless asked for: only their
-    rows are checked.
+    needed; kind, source, repository, licence and site are taken where they are. Training files of several channels
+    become one clip per channel; devel and test files must be mono. Test files are not looked at unless asked for:
+    only their rows are checked.
 
     Parameters
     ----------
@@ -129,9 +131,50 @@ def read_labels(folder: Path, on_corrupt: str = "refuse", with_test: bool = Fals
     TrainingError : no labels, missing files or columns, unknown labels or splits, one class only, a recording on
         both sides of a split, or (with `refuse`) unreadable files; the text names them.
     """
-    rows = _read_csv(folder / "labels.csv", COLUMNS)
-    paths = partial(_path_of, folder)
-    return _dataset(folder / "labels.csv", rows, paths, on_corrupt, with_test)
+    return _dataset([_labels_table(folder)], on_corrupt, with_test)
+
+
+def read_all(
+    layout: str, folders: Sequence[Path], on_corrupt: str = "refuse", with_test: bool = False, one_class: bool = False
+) -> Dataset:
+    """Read several folders as one data set: no recording, in whichever folder, is on two sides of a split.
+
+    Parameters
+    ----------
+    layout : of the first folder, a key of `LAYOUTS`; the others have `labels.csv` and `wav/`.
+    folders : at least one. A folder by itself may lack a class or a split.
+    on_corrupt, with_test : as for `read_labels`.
+    one_class : take data that lacks a class, which can be judged but not trained on.
+
+    Raises
+    ------
+    TrainingError : as `read_labels`; also where two folders have a file of one name.
+    """
+    tables = [(LAYOUTS[layout] if number == 0 else _labels_table)(folder) for number, folder in enumerate(folders)]
+    return _dataset(tables, on_corrupt, with_test, one_class)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The labels of one folder.
+
+    Attributes
+    ----------
+    path : the file that they stand in.
+    rows : one a file.
+    path_of : where a row's file is.
+    recordings : as in `Dataset`.
+    """
+
+    path: Path
+    rows: Sequence[Row]
+    path_of: Callable[[Row], Path]
+    recordings: str = "given"
+
+
+def _labels_table(folder: Path) -> Table:
+    path = folder / "labels.csv"
+    return Table(path, _read_csv(path, COLUMNS), partial(_path_of, folder))
 
 
 def _path_of(folder: Path, row: Row) -> Path:
@@ -159,18 +202,21 @@ def read_compare2019(folder: Path, on_corrupt: str = "refuse", with_test: bool =
 
     Parameters and errors as `read_labels`.
     """
+    return _dataset([_compare_table(folder)], on_corrupt, with_test)
+
+
+def _compare_table(folder: Path) -> Table:
     root = folder / COMPARE_FOLDER if (folder / COMPARE_FOLDER).is_dir() else folder
-    table = _compare_table(root)
-    as_read = _read_csv(table, ("file_name", "label"))
-    rows = [_compare_row(row) for row in as_read]
-    found = _dataset(table, rows, partial(_compare_path, root), on_corrupt, with_test)
-    return found if all(row.get("group") for row in as_read) else replace(found, recordings="one per file")
+    path = _compare_labels(root)
+    as_read = _read_csv(path, ("file_name", "label"))
+    recordings = "given" if all(row.get("group") for row in as_read) else "one per file"
+    return Table(path, [_compare_row(row) for row in as_read], partial(_compare_path, root), recordings)
 
 
-READERS = {"labels": read_labels, "compare2019": read_compare2019}
+LAYOUTS: Mapping[str, Callable[[Path], Table]] = {"labels": _labels_table, "compare2019": _compare_table}
 
 
-def _compare_table(root: Path) -> Path:
+def _compare_labels(root: Path) -> Path:
     for name in COMPARE_LABELS:
         if (root / "lab" / name).is_file():
             return root / "lab" / name
@@ -199,27 +245,30 @@ def _read_csv(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
         return [{key: value or "" for key, value in row.items() if key} for row in reader]
 
 
-def _dataset(
-    table: Path, rows: Sequence[Row], path_of: Callable[[Row], Path], on_corrupt: str, with_test: bool
-) -> Dataset:
-    used = [row for row in rows if with_test or row["split"] != "test"]
-    _raise_if(table, [*_row_faults(rows), *_shared_recordings(rows), *_missing([path_of(row) for row in used])])
-    clips, set_aside, faults = [], [], []
-    for row in used:
+def _dataset(tables: Sequence[Table], on_corrupt: str, with_test: bool, one_class: bool = False) -> Dataset:
+    where = " and ".join(str(table.path) for table in tables)
+    used = [(row, table.path_of(row)) for table in tables for row in table.rows if with_test or row["split"] != "test"]
+    clashes = [*_shared_recordings(tables), *_shared_names(tables)]
+    faults = [fault for table in tables for fault in _row_faults(table.rows)]
+    _raise_if(where, [*faults, *clashes, *_missing([path for _, path in used])])
+    clips, set_aside = list[Clip](), list[Fault]()
+    for row, path in used:
         try:
-            clips += _clips_of(row, path_of(row))
+            clips += _clips_of(row, path)
         except AudioError as fault:
             set_aside.append(Fault(row["file_name"], str(fault)))
         except TrainingError as fault:
             faults.append(str(fault))
     if on_corrupt == "refuse":
         faults += [fault.reason for fault in set_aside]
-    _raise_if(table, faults)
-    check_classes(clips, table)
-    return Dataset(tuple(clips), tuple(set_aside), "given")
+    _raise_if(where, faults)
+    if not one_class:
+        check_classes(clips, where)
+    given = all(table.recordings == "given" for table in tables)
+    return Dataset(tuple(clips), tuple(set_aside), "given" if given else "one per file")
 
 
-def _raise_if(table: Path, faults: Sequence[str]) -> None:
+def _raise_if(table: str, faults: Sequence[str]) -> None:
     if faults:
         shown = "\n  ".join(faults[:FAULTS_SHOWN])
         more = f"\n  and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
@@ -266,11 +315,11 @@ def _clips_of(row: Row, path: Path) -> list[Clip]:
 
 def _clip(row: Row, path: Path, channel: int, seconds: float) -> Clip:
     known = {name: row[name] for name in ("file_name", "label", "split", "group")}
-    free = {name: row.get(name, "") for name in ("kind", "source", "repository", "licence")}
+    free = {name: row.get(name, "") for name in ("kind", "source", "repository", "licence", "site")}
     return Clip(path=path, channel=channel, seconds=float(seconds), **known, **free)
 
 
-def check_classes(clips: Iterable[Clip], where: Path) -> None:
+def check_classes(clips: Iterable[Clip], where: str) -> None:
     """Raise TrainingError where train or devel lacks a class."""
     there = {(clip.split, clip.label) for clip in clips}
     faults = [
@@ -282,15 +331,33 @@ def check_classes(clips: Iterable[Clip], where: Path) -> None:
     _raise_if(where, faults)
 
 
-def _shared_recordings(rows: Iterable[Row]) -> list[str]:
-    sides: dict[str, set[str]] = {}
-    for row in rows:
-        sides.setdefault(row["group"], set()).add(row["split"])
+def _shared_recordings(tables: Sequence[Table]) -> list[str]:
+    sides: dict[str, dict[str, Path]] = {}
+    for table in tables:
+        for row in table.rows:
+            sides.setdefault(row["group"], {})[row["split"]] = table.path
     return [
-        f"recording {group} stands in {' and '.join(sorted(splits))}: a recording must be in one split, or the "
+        f"recording {group} stands in {_told(splits, len(tables) > 1)}: a recording must be in one split, or the "
         "evaluation measures memory; move all its clips to one side"
         for group, splits in sorted(sides.items())
         if group and len(splits) > 1
+    ]
+
+
+def _told(splits: Mapping[str, Path], with_paths: bool) -> str:
+    return " and ".join(f"{split} ({path})" if with_paths else split for split, path in sorted(splits.items()))
+
+
+def _shared_names(tables: Sequence[Table]) -> list[str]:
+    """Files that two folders name alike; that one folder does so is told by `_row_faults`."""
+    places: dict[str, list[Path]] = {}
+    for table in tables:
+        for name in {row["file_name"] for row in table.rows}:
+            places.setdefault(name, []).append(table.path)
+    return [
+        f"{name} is in {' and '.join(map(str, paths))}: give one of the two files another name"
+        for name, paths in sorted(places.items())
+        if len(paths) > 1
     ]
 
 
@@ -358,8 +425,8 @@ def load_each(
 def check_usable(usable: Sequence[Clip], faults: Sequence[Fault], on_corrupt: str) -> None:
     """Raise TrainingError where clips are corrupt and are to be refused, or what remains cannot be trained on."""
     if on_corrupt == "refuse":
-        _raise_if(Path("the data"), [fault.reason for fault in faults])
-    check_classes(usable, Path("what remains of the data"))
+        _raise_if("the data", [fault.reason for fault in faults])
+    check_classes(usable, "what remains of the data")
 
 
 def loaded(clips: Sequence[Clip], waveforms: Sequence[Array]) -> list[LoadedClip]:

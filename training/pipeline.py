@@ -111,8 +111,8 @@ def build_runner(recipe: Recipe, run: Path) -> Runner:
     """
     if recipe.data.folder is None:
         raise TrainingError("the recipe names no data.folder: give one with --data FOLDER")
-    read = dataset.READERS[recipe.data.layout]
-    found = read(Path(recipe.data.folder), recipe.data.on_corrupt, recipe.data.predict_test)
+    folders = [Path(folder) for folder in (recipe.data.folder, *recipe.data.further)]
+    found = dataset.read_all(recipe.data.layout, folders, recipe.data.on_corrupt, recipe.data.predict_test)
     plugins = {name: backbone_of(name, settings) for name, settings in recipe.backbones.items()}
     stages = [_data_stage(recipe, found, plugins)]
     for name, settings in recipe.backbones.items():
@@ -123,7 +123,7 @@ def build_runner(recipe: Recipe, run: Path) -> Runner:
 
 
 def _data_stage(recipe: Recipe, found: Dataset, plugins: Mapping[str, Backbone]) -> Stage:
-    free = [[c.file_name, c.channel, c.kind, c.source, c.repository, c.licence] for c in found.clips]
+    free = [[c.file_name, c.channel, c.kind, c.source, c.repository, c.licence, c.site] for c in found.clips]
     ends = [plugin.front_end for plugin in plugins.values()]
     settings = {
         "fingerprint": dataset.fingerprint(found.clips),
@@ -239,7 +239,8 @@ def _result_stage(recipe: Recipe, plugins: Mapping[str, Backbone], heads_of: Seq
         "scores",
     )
     as_read = to_dict(recipe)
-    as_read["data"].pop("folder")
+    for name in ("folder", "further"):
+        as_read["data"].pop(name)
     as_read.pop("baselines")
     for name, settings in recipe.backbones.items():
         as_read["backbones"][name]["weights"] = None if settings.from_scratch else backbones.weights_source(settings)
@@ -270,6 +271,7 @@ def prepare(
     folder: Path | None = None,
     weights: Mapping[str, str] | None = None,
     from_scratch: Sequence[str] = (),
+    further: Sequence[Path] = (),
 ) -> tuple[Recipe, Runner]:
     """Recipe and stages of a recipe file, or of a run's folder (which keeps its recipe).
 
@@ -279,10 +281,12 @@ def prepare(
     data : folder of the recordings, before the recipe's; relative ones count from the working folder.
     folder : of the run; `runs/NAME` where none is given and the target is a recipe.
     weights, from_scratch : see `recipe.with_weights`.
+    further : folders that are read with `data` as one data set.
     """
     distribute.strategy()  # before any other TensorFlow operation
     recipe = read_recipe(target / RECIPE if target.is_dir() else target)
-    recipe = with_data(recipe, str(data) if data else recipe.data.folder)
+    folders = [str(data), *map(str, further)] if data else [recipe.data.folder, *recipe.data.further]
+    recipe = with_data(recipe, folders[0], [one for one in folders[1:] if one])
     recipe = with_weights(recipe, weights or {}, from_scratch)
     return recipe, build_runner(recipe, target if target.is_dir() else folder or RUNS / recipe.name)
 

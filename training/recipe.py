@@ -45,6 +45,7 @@ class DataSettings:
     ----------
     layout : `labels` (labels.csv and wav/) or `compare2019`.
     folder : the data's folder; `--data` goes before it.
+    further : folders that are read with it as one data set, each with labels.csv and wav/: reviewed detections.
     on_corrupt : `refuse` to train with unreadable files, or `set_aside` and report them.
     simulated_clips : simulated calls added to the training split, and as many clips of simulated sea without calls.
     predict_test : score the test split too, whose labels may be unknown (`?`); otherwise its files are never read.
@@ -52,6 +53,7 @@ class DataSettings:
 
     layout: str = "labels"
     folder: str | None = None
+    further: tuple[str, ...] = ()
     on_corrupt: str = "refuse"
     simulated_clips: int = 0
     predict_test: bool = False
@@ -232,9 +234,12 @@ def parse_recipe(content: Any, where: str = "the recipe") -> Recipe:
     return recipe
 
 
-def with_data(recipe: Recipe, folder: str | None) -> Recipe:
-    """The recipe with that data folder, made absolute; unchanged where none is given."""
-    return replace(recipe, data=replace(recipe.data, folder=str(Path(folder).resolve()))) if folder else recipe
+def with_data(recipe: Recipe, folder: str | None, further: Sequence[str] = ()) -> Recipe:
+    """The recipe with that data folder and those further ones, made absolute; unchanged where none is given."""
+    if not folder:
+        return recipe
+    first, *others = [str(Path(one).resolve()) for one in (folder, *further)]
+    return replace(recipe, data=replace(recipe.data, folder=first, further=tuple(others)))
 
 
 def with_weights(recipe: Recipe, weights: Mapping[str, str], from_scratch: Sequence[str]) -> Recipe:
