@@ -129,6 +129,13 @@ STEPS: tuple[str, ...] = (
     )
     """,
     """
+    UPDATE detections SET start_utc = strftime('%Y-%m-%dT%H:%M:%f', start_utc) || '000+00:00'
+        WHERE start_utc NOT LIKE '%+00:00' AND julianday(start_utc) IS NOT NULL;
+    DROP INDEX detections_by_time;
+    CREATE INDEX detections_by_time ON detections
+        (start_utc, id, score, verdict, best_channel, station, bundle, source, verdict_note);
+    CREATE INDEX detections_by_score ON detections
+        (score, id, start_utc, verdict, best_channel, station, bundle, source, verdict_note);
     ALTER TABLE detections ADD COLUMN bearing_deg REAL;
     ALTER TABLE detections ADD COLUMN bearing_error_deg REAL;
     ALTER TABLE detections ADD COLUMN bearing_note TEXT NOT NULL DEFAULT '';

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import os
 import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Callable
 from urllib.parse import urlsplit
 
 from flask import Request, abort, g, request
+from werkzeug.exceptions import NotFound
 
 from ..durable import make_folder
 from ..errors import InputError
@@ -194,13 +197,11 @@ def secured(headers: Mapping[str, str], given: dict[str, str]) -> dict[str, str]
 def inside(folder: Path, name: str | None) -> Path:
     """A file below a folder; 404 where it is none, or where it leads out of the folder, also by a link."""
     root = folder.resolve()
-    try:
+    with suppress(OSError, ValueError, RuntimeError):  # a loop of links, a name with a zero
         path = (root / (name or "")).resolve()
         if name and root in path.parents and path.is_file():
             return path
-    except (OSError, ValueError, RuntimeError):  # a loop of links, a name with a zero
-        pass
-    abort(404, "The file is not there.")
+    raise NotFound("The file is not there.")
 
 
 def read_token(output: Path, file: Path | None) -> str:
@@ -229,8 +230,6 @@ def read_token(output: Path, file: Path | None) -> str:
 
 def make_token(path: Path) -> None:
     """Write a new token that only the owner may read; raises OSError where the disk refuses."""
-    import os
-
     make_folder(path.parent)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "w", encoding="utf-8") as file:

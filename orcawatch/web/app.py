@@ -14,7 +14,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from .._version import __version__
 from ..config import Settings
 from ..errors import InputError, OrcawatchError
-from . import access, lists, words
+from . import access, detection, lists, status, words
 from .access import COOKIE, COOKIE_S, Access
 from .filters import Filter
 from .site import KEY, Site, site
@@ -27,7 +27,8 @@ MOST_BODY_B = 64 << 10
 STATIC_S = 3600  # a browser may keep style and scripts; their addresses change with the version
 TITLES = {
     400: "That cannot be asked", 401: "The token is needed", 403: "Not allowed", 404: "Not here",
-    405: "Not allowed", 413: "Too much", 429: "Too many tries", 500: "A fault of the page", 503: "The log cannot be read",
+    405: "Not allowed", 413: "Too much", 429: "Too many tries", 500: "A fault of the page",
+    503: "The log cannot be read",
 }  # fmt: skip
 
 
@@ -59,6 +60,8 @@ def create_app(settings: Settings, token: str, always: bool = False) -> Flask:
     app.add_url_rule("/healthz", "health", health)
     app.add_url_rule("/token", "login", login, methods=["POST"])
     app.register_blueprint(lists.blueprint)
+    app.register_blueprint(status.blueprint)
+    app.register_blueprint(detection.blueprint)
     return app
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
-UNKNOWN = "–"
+UNKNOWN = "\N{EN DASH}"
 
 
 def utc(moment: datetime | None) -> str:
