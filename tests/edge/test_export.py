@@ -173,6 +173,7 @@ def test_times_are_utc_whatever_the_source_said(tmp_path: Path) -> None:
     assert json.loads(line)["start_utc"] == "2026-03-01T23:59:58.000000+00:00"
 
 
+@settings(deadline=None)
 @given(note=NASTY, source=A_NAME, station=NASTY)
 def test_text_comes_back_from_csv_and_no_cell_is_a_formula(note: str, source: str, station: str) -> None:
     text = "".join(csv_lines([row_of(detection(verdict_note=note, source=source, station=station))]))
@@ -189,11 +190,13 @@ def plain(text: str) -> str:
     return text[1:] if re.match(r"'+[=+\-@\t\r]", text) else text
 
 
+@settings(deadline=None)
 @given(text=NASTY)
 def test_guard_can_be_undone(text: str) -> None:
     assert plain(guarded(text)) == text
 
 
+@settings(deadline=None)
 @given(note=NASTY)
 def test_each_detection_is_one_line_of_json(note: str) -> None:
     [line] = json_lines([row_of(detection(verdict_note=note))])
@@ -311,6 +314,7 @@ def test_a_scan_from_end_to_end(tmp_path: Path, make_ensemble: Any, recording: P
     assert (effort["kind"], float(effort["duration_s"])) == ("recorded", 10.0)
 
 
+@settings(deadline=None)
 @given(note=NASTY)
 def test_cells_of_raven_hold_neither_tabs_nor_lines(note: str) -> None:
     cell = one_line(note)
@@ -320,6 +324,7 @@ def test_cells_of_raven_hold_neither_tabs_nor_lines(note: str) -> None:
     assert len(cell) == len(note)
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1), unique=True, max_size=8))
 def test_names_of_tables_are_different_and_stay_in_the_folder(sources: list[str]) -> None:
     names = table_names(sources, "raven", ".selections.txt", ["raven/all.selections.txt"])
@@ -333,7 +338,7 @@ def test_names_of_tables_are_different_and_stay_in_the_folder(sources: list[str]
         assert not re.search(r"[\x00-\x1f\x7f]", name)
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sources=st.lists(A_NAME, min_size=1, max_size=4, unique=True), note=NASTY)
 def test_files_of_any_name_have_their_tables(
     tmp_path_factory: pytest.TempPathFactory, sources: list[str], note: str
