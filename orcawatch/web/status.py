@@ -15,7 +15,6 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify, render_template
 
-from .. import shadow
 from ..daemon import LOCK
 from ..ledger import utc_of
 from . import words
@@ -77,7 +76,6 @@ def gathered() -> dict[str, Any]:
             "detections": detections(connection, now),
             "queues": queues(connection, [sink.queue for sink in site().settings.sinks]),
             "recoveries": recoveries(connection),
-            "shadow": shadowed(connection),
         }
     late_s = max(LEAST_LATE_S, LATE * site().settings.ledger.checkpoint_s)
     writing = locked(folder / LOCK)
@@ -223,21 +221,6 @@ def recoveries(connection: sqlite3.Connection) -> list[dict[str, Any]]:
     """When the log was found damaged, the newest first."""
     rows = connection.execute("SELECT utc, fault, moved_to FROM recoveries ORDER BY id DESC LIMIT 5")
     return [{"utc": shown(utc), "fault": fault, "moved_to": moved} for utc, fault, moved in rows]
-
-
-def shadowed(connection: sqlite3.Connection) -> dict[str, Any] | None:
-    """How the shadow bundle compares."""
-    found = shadow.summary(connection)
-    return (
-        None
-        if found is None
-        else {
-            "bundle": found.bundle,
-            "both": found.both,
-            "only_current": found.only_current,
-            "only_shadow": found.only_shadow,
-        }
-    )
 
 
 def shown(text: str | None) -> str | None:
