@@ -143,8 +143,8 @@ def read_effort(entries: Iterable[Entry]) -> Effort:
 def identity(row: Row) -> uuid.UUID:
     """The same for the same sound found by the same bundle, in every export and every copy of the database.
 
-    A live run is told by the machine's start and the steady clock, which no correction of UTC changes; a file by its
-    name and the time in it.
+    A live run is told by the machine's start and the steady clock, which no correction of UTC changes; a file by the
+    path by which it was scanned, and its time.
     """
     found, run = row.detection, row.run
     origin: tuple[object, ...] = (row.start_utc,)
