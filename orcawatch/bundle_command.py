@@ -64,3 +64,36 @@ def described(found: Bundle) -> Iterator[str]:
         yield f"file        {name}, {(found.folder / name).stat().st_size} bytes"
     for name in sorted(set(found.manifest) - set(SHOWN)):
         yield f"{name:<11} {found.manifest[name]}"
+
+
+@command.command(epilog=EXIT_CODES)
+@click.argument("old", type=FILE)
+@click.argument("new", type=FILE)
+@click.option(
+    "--data", "folders", type=FILE, multiple=True, required=True, metavar="FOLDER",
+    help="Labelled clips (labels.csv and wav/); several times for several sets.",
+)  # fmt: skip
+@click.option(
+    "--split", type=click.Choice(["devel", "test", "train"]), default="devel", show_default=True,
+    help="Which clips; those of train were trained on.",
+)  # fmt: skip
+@click.option("--json", "json_file", type=FILE, metavar="FILE", help="Write the figures as JSON, too.")
+def compare(old: Path, new: Path, folders: tuple[Path, ...], split: str, json_file: Path | None) -> None:
+    """Score the same clips with two bundles: ROC AUC, recall and false alarms, with 95 % intervals by recording.
+
+    Recall and false alarms count clips whose highest window reaches the bundle's own start threshold. Site by site, too
+    (the column site of labels.csv, else source).
+    """
+    from . import compare as comparison
+    from .bundle import load_bundle
+    from .ensemble import Ensemble
+
+    clips = comparison.clips_of(folders, split)
+    bundles = [load_bundle(path) for path in (old, new)]
+    scores = [comparison.score_clips(clips, Ensemble(bundle)) for bundle in bundles]
+    parts = comparison.compare(clips, *scores)
+    for name, bundle in zip(("old", "new"), bundles):
+        click.echo(f"{name}: {bundle.name} {bundle.digest[:12]}, start threshold {bundle.start_threshold:.3f}")
+    click.echo(comparison.table(parts))
+    if json_file is not None:
+        comparison.write_json(json_file, parts, bundles)
