@@ -208,10 +208,11 @@ ENTRIES = f"""
 
 def read_entries(connection: sqlite3.Connection, files: bool = False) -> list[Entry]:
     """The ledger of live sessions, in order; with those of files where asked."""
-    return [_entry(row) for row in connection.execute(ENTRIES, (files,))]
+    return [entry_of(row) for row in connection.execute(ENTRIES, (files,))]
 
 
-def _entry(row: Sequence[object]) -> Entry:
+def entry_of(row: Sequence[object]) -> Entry:
+    """From a row of `ENTRIES`."""
     *values, session, source, station, hydrophones, live = row
     serials = json.loads(str(hydrophones)) if hydrophones else []
     return Entry(stretch(values), int(str(session)), str(source), str(station), tuple(serials), bool(live))
