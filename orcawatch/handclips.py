@@ -23,7 +23,10 @@ def newest(blocks: Sequence[AudioBlock], rows: int) -> list[AudioBlock]:
     if not blocks:
         return []
     first = blocks[-1].end_sample - rows
-    cut = [AudioBlock(block.samples[max(0, first - block.start_sample) :], max(first, block.start_sample)) for block in blocks]
+    cut = [
+        AudioBlock(block.samples[max(0, first - block.start_sample) :], max(first, block.start_sample))
+        for block in blocks
+    ]
     return [block for block in cut if len(block.samples)]
 
 

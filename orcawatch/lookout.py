@@ -6,7 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from threading import Lock, Thread
@@ -146,10 +146,12 @@ class Lookout(Watcher):
     ----------
     attended : whether a person sits at a terminal.
     channel : the channel that is wanted first, checked when the source is known; None for all.
+    output : folder for clips by hand; the settings' where it is left out.
     """
 
-    def __init__(self, attended: bool, channel: int | None = None) -> None:
+    def __init__(self, attended: bool, channel: int | None = None, output: Path | None = None) -> None:
         self.attended = attended
+        self._output = output
         self._channel = channel
         self._lock = Lock()
         self._settings: Settings | None = None
@@ -165,7 +167,7 @@ class Lookout(Watcher):
     def begins(self, settings: Settings, bundle: Bundle) -> None:
         """As a watcher's."""
         with self._lock:
-            self._settings, self._bundle = settings, bundle
+            self._settings, self._bundle = replace(settings, output=self._output or settings.output), bundle
 
     def heard(self, loop: Loop, item: Item | None, windows: Sequence[WindowScore]) -> None:
         """As a watcher's.
@@ -300,7 +302,9 @@ class Lookout(Watcher):
         try:
             paths = [self._saved(stream, settings, block) for block in handclips.newest(blocks, rows)]
         except OSError as fault:
-            self.note(f"the clip cannot be saved: {fault.strerror or fault}; look at the disk of {settings.output}", True)
+            self.note(
+                f"the clip cannot be saved: {fault.strerror or fault}; look at the disk of {settings.output}", True
+            )
             return
         log.debug("a clip by hand took %.2f s", time.monotonic() - began_s)
         self.note(saved_text([path for path in paths if path is not None]))

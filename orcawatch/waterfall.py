@@ -159,5 +159,7 @@ def background_db(levels_db: Array) -> Array:
 def in_rows(above_db: Array, rows: int) -> Array:
     """The highest of the bands in each of so many rows, the highest band first; shape (rows, columns)."""
     edges = np.linspace(0, BANDS, rows + 1)
-    picked = [above_db[:, int(low) : max(int(low) + 1, int(np.ceil(high - 1e-9)))] for low, high in zip(edges, edges[1:])]
+    picked = [
+        above_db[:, int(low) : max(int(low) + 1, int(np.ceil(high - 1e-9)))] for low, high in zip(edges, edges[1:])
+    ]
     return np.stack([part.max(axis=1) for part in picked[::-1]])
