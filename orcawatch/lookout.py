@@ -140,7 +140,7 @@ class Stream:
 
 
 class Lookout(Watcher):
-    """Gathers what a view shows. Only `begins`, `heard` and `detected` are called in the loop's thread; the others in any.
+    """Gathers what a view shows. The loop's thread calls `begins`, `heard` and `detected`; any other the rest.
 
     Parameters
     ----------

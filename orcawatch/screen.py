@@ -120,7 +120,7 @@ class Screen:
         return [*lines, *listed]
 
     def _above(self, hearing: Hearing, cells: int) -> Array:
-        """Columns above their background, in dB, shape (cells, channels, bands); the background is looked at twice a second."""
+        """Columns above their background, in dB, shape (cells, channels, bands)."""
         levels = hearing.levels_db
         if self._background is None or abs(hearing.position_s - self._background[0]) >= 0.5:
             self._background = hearing.position_s, background_db(levels)
@@ -173,7 +173,7 @@ class Screen:
         """A bar of a score, the threshold marked, and its figure."""
         cells = width - len(name) - 7
         over = threshold is not None and score >= threshold
-        text = Text(name, style="" if threshold is not None else DIM)
+        text = Text().append(name, "" if threshold is not None else DIM)
         mark = None if threshold is None else min(cells - 1, int(threshold * cells))
         style = "bright_yellow" if over else "cyan" if threshold is not None else "blue"
         text.append(self._bar(0 if math.isnan(score) else score, cells, style, mark))
@@ -212,7 +212,7 @@ class Screen:
 
 def header(sight: Sight, view: View, width: int, height: int) -> list[Line]:
     """Who listens to what, and what became of the time."""
-    first, second = Text(" orcawatch ", style="bold reverse"), Text(" ")
+    first, second = Text().append(" orcawatch ", "bold reverse"), Text(" ")
     settings, hearing = sight.settings, sight.hearing
     about = [plain(settings.station)] if settings is not None and settings.station else []
     if hearing is not None:
@@ -222,7 +222,7 @@ def header(sight: Sight, view: View, width: int, height: int) -> list[Line]:
         about.append(f"bundle {plain(sight.bundle.name)}")
     state, style = state_of(sight, view)
     moment = "" if hearing is None else when(hearing.utc, hearing.position_s)
-    right = Text.assemble((f" {state} ", style), f" {moment}")
+    right = Text.assemble((f" {state} ", style), f" {moment} ")
     first.append(" " + fitted(" · ".join(about), max(0, width - len(first) - len(right) - 2)))
     first.append(" " * max(1, width - first.cell_len - right.cell_len)).append(right)
     if hearing is not None:
@@ -273,7 +273,7 @@ def heading(sight: Sight, hearing: Hearing, index: int, width: int) -> Text:
     """The line above a channel."""
     serials = () if sight.settings is None else sight.settings.hydrophones
     serial = f" · {plain(serials[index].serial)}" if index < len(serials) and serials[index].serial else ""
-    text = Text(f" channel {hearing.channels[index]}{serial} ", style=BOLD)
+    text = Text().append(f" channel {hearing.channels[index]}{serial} ", BOLD)
     return text.append(("─" * width)[: max(0, width - text.cell_len)], DIM)
 
 
@@ -313,7 +313,7 @@ def channel_score(hearing: Hearing, index: int) -> float:
 def strip(scores: Array, cells: int, axis: int, threshold: float, unicode: bool, side: int) -> Text:
     """Scores of the columns above, as small bars; bright from the threshold on."""
     letters = STRIP if unicode else ASCII_STRIP
-    text = Text(f"{'score' if axis >= 8 else 'sc':>{axis - 1}} ", style=DIM)
+    text = Text().append(f"{'score' if axis >= 8 else 'sc':>{axis - 1}} ", DIM)
     text.append(" " * (cells - len(scores)))
     for score in scores.tolist():
         known = not math.isnan(score)
@@ -345,8 +345,10 @@ def found(sight: Sight, width: int, room: int) -> Iterator[Text]:
         return
     if room >= 3:
         zone = local_zone()
-        times = f"times in UTC, in brackets {zone}" if zone else "times in UTC"
-        title = Text(" detections ", style=BOLD).append(f"{times}, the newest first ", DIM)
+        times = f"UTC, in brackets {zone}" if zone else "UTC"
+        known = not sight.detections or sight.detections[0].start_utc is not None
+        about = f"times in {times if known else 's of the stream'}, the newest first "
+        title = Text().append(" detections ", BOLD).append(about, DIM)
         yield title.append("─" * max(0, width - title.cell_len), DIM)
         room -= 1
     if not sight.detections:
@@ -438,7 +440,7 @@ def helped(width: int) -> Iterator[Text]:
     yield from (Text(), Text("  Keys", style=BOLD), Text())
     for key, what in HELP:
         first, *more = wrapped(what, width - 18)
-        yield Text(f"  {key:<13}", style="bold cyan").append(first, "not bold default")
+        yield Text().append(f"  {key:<13}", "bold cyan").append(first)
         yield from (Text(" " * 15 + line) for line in more)
     about = (
         "Colours are dB above each band's own median of the last minute. Yellow scores reach the threshold, the mark in "

@@ -1,4 +1,4 @@
-"""The live view for logs and pipes: plain lines, written by a thread of their own, so that a slow reader holds nothing."""
+"""The live view for logs and pipes: plain lines, from a thread of their own, so that a slow reader holds nothing."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def figures_text(hearing: Hearing, channel: int | None) -> str:
         f"level {levels} {hearing.unit}",
         f"score {' '.join(f'{scores[index]:.2f}' for index in picked if len(scores))}",
     ]
-    clipped = [str(name) for name, reading in zip(hearing.channels, hearing.readings) if clips(reading)]
+    clipped = [str(name) for name, reading in zip(hearing.channels, hearing.readings) if reading.clipped]
     parts += [f"CLIP on channel {', '.join(clipped)}"] if clipped else []
     parts += [f"overload: {hearing.step_name}, backlog {hearing.behind_s:.1f} s"] if hearing.step else []
     return "; ".join(parts)
