@@ -15,7 +15,7 @@ from typing import Callable, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle import MANIFEST, SHIPPED, Bundle, load_bundle, manifest_digest
+from ..bundle import MANIFEST, SHIPPED, load_bundle, manifest_digest
 from ..bundles import FOLDER
 from ..config import Settings
 from ..detector import Detector, Scorer
@@ -42,13 +42,13 @@ class Panel:
     ----------
     backbone : its name.
     picture : PNG of its relevance.
-    left, width : where the picture lies on the clip, percent.
+    start_s, length_s : where on the clip its picture begins, and how long it is.
     """
 
     backbone: str
     picture: bytes
-    left: float
-    width: float
+    start_s: float
+    length_s: float
 
 
 @dataclass(frozen=True)
@@ -95,20 +95,18 @@ def look(ensemble: Scorer, samples_mono: Array, rate_hz: int, score: float) -> L
     AudioError : the clip is too short, or its rate too low.
     """
     explanation = explain_audio(ensemble, samples_mono, rate_hz)
-    length_s = len(samples_mono) / rate_hz
     panels = []
     for found in explanation.maps:
         front_end = ensemble.bundle.backbones[found.backbone].front_end
         times = pictures.times_average(found.relevance, front_end.frames * found.relevance.shape[1], score)
-        left, width = extent(found.times_s, length_s)
-        panels.append(Panel(found.backbone, pictures.relevance_png(times), left, width))
+        panels.append(Panel(found.backbone, pictures.relevance_png(times), *extent(found.times_s)))
     return Look(tuple(panels), curve(ensemble, samples_mono, rate_hz))
 
 
-def extent(times_s: NDArray[np.float64], length_s: float) -> tuple[float, float]:
-    """Where frames lie on a clip, percent: left edge and width."""
-    step_s = times_s[1] - times_s[0] if len(times_s) > 1 else length_s
-    return 100 * (times_s[0] - step_s / 2) / length_s, 100 * len(times_s) * step_s / length_s
+def extent(times_s: NDArray[np.float64]) -> tuple[float, float]:
+    """Where frames begin, given their middles, and how long they are together, seconds."""
+    step_s = float(times_s[1] - times_s[0]) if len(times_s) > 1 else 0.01
+    return float(times_s[0]) - step_s / 2, len(times_s) * step_s
 
 
 def curve(ensemble: Scorer, samples_mono: Array, rate_hz: int) -> tuple[tuple[float, float], ...]:
@@ -118,7 +116,7 @@ def curve(ensemble: Scorer, samples_mono: Array, rate_hz: int) -> tuple[tuple[fl
     return tuple(((w.start_sample + w.end_sample) / 2 / rate_hz, float(w.channel_scores[0])) for w in windows)
 
 
-def stored(file: Path, clip_length_s: float, score: float) -> Look:
+def stored(file: Path, score: float) -> Look:
     """The look that the daemon stored beside a snapshot (NPZ), of the best channel and at most 12 s.
 
     Relevance there is in multiples of the score's average over the event, as near as the stored figures tell it.
@@ -136,9 +134,9 @@ def stored(file: Path, clip_length_s: float, score: float) -> Look:
         average = sum(float(found[frames].mean()) for found, frames in zip(maps, inside)) / float(np.nanmean(scores))
         panels = []
         for name, found in zip(names, maps):
-            left, width = extent(arrays[f"times_s{_suffix(names, name)}"], clip_length_s)
             times = pictures.times_average(found, 1 / average if average else 0.0, score)
-            panels.append(Panel(name, pictures.relevance_png(times), left, width))
+            span_s = extent(arrays[f"times_s{_suffix(names, name)}"])
+            panels.append(Panel(name, pictures.relevance_png(times), *span_s))
     return Look(tuple(panels), ())
 
 
