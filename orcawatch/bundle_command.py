@@ -1,22 +1,25 @@
-"""`orcawatch bundle`: look into bundles and check them."""
+"""`orcawatch bundle`: look into bundles and check them, install them, and let one score beside another."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Callable
 
 import click
 
-from .cli import EXIT_CODES, FILE
+from .cli import EXIT_CODES, FILE, chosen_settings, config_option, logged, output_option
+from .errors import InputError
 
 if TYPE_CHECKING:
     from .bundle import Bundle
+    from .config import Settings
+    from .shelf import Listed, Shelf
 
 
 @click.group("bundle")
 def command() -> None:
-    """Look into a bundle, or check it."""
+    """Look into bundles, check and compare them, install them, roll back."""
 
 
 @command.command(epilog=EXIT_CODES)
@@ -40,6 +43,135 @@ def verify(path: Path) -> None:
     score = score_silence(Ensemble(found))
     files = len(found.manifest["files"])
     click.echo(f"{path} is whole: {files} files, manifest {found.digest}; silence scores {score:.3f}")
+
+
+@command.command(epilog=EXIT_CODES)
+@click.argument("path", type=FILE)
+@config_option
+@output_option
+@click.option("--shadow", "as_shadow", is_flag=True, help="Let it score beside the current one, which stays.")
+@click.option("--days", type=click.FloatRange(0, 3660, min_open=True), help="End of the shadow. [default: none]")
+@logged
+def install(path: Path, config: Path | None, output: Path | None, as_shadow: bool, days: float | None) -> None:
+    """Install PATH, a bundle's folder or a .tar, .tar.gz or .zip of one, in the output folder.
+
+    It is checked first: hashes, front end, a window of silence, and whether it goes with the settings. Then one rename
+    makes it the current one; the one before is kept (`orcawatch bundle rollback`).
+    """
+    if days is not None and not as_shadow:
+        raise InputError("--days is about a shadow: give --shadow, too, or leave it out")
+    settings = chosen_settings(config, None, output)
+    shelf = shelf_of(settings)
+    if as_shadow:
+        trial = shelf.install_shadow(path, days, fits(settings))
+        until = "until it is stopped" if trial.until_utc is None else f"until {trial.until_utc:%Y-%m-%d %H:%M} UTC"
+        click.echo(f"{trial.folder} scores beside the current bundle {until}; a running watch begins within seconds")
+        return
+    changed(shelf.install(path, fits(settings)), settings)
+
+
+@command.command(epilog=EXIT_CODES)
+@config_option
+@output_option
+@logged
+def rollback(config: Path | None, output: Path | None) -> None:
+    """Go back to the previous bundle; the one that was current is then the previous one."""
+    settings = chosen_settings(config, None, output)
+    changed(shelf_of(settings).rollback(fits(settings)), settings)
+
+
+@command.command("list", epilog=EXIT_CODES)
+@config_option
+@output_option
+@logged
+def list_bundles(config: Path | None, output: Path | None) -> None:
+    """List the installed bundles, which of them is in force, and what was changed."""
+    from .bundles import in_force
+
+    settings = chosen_settings(config, None, output)
+    shelf = shelf_of(settings)
+    found = in_force(settings)
+    for fault in found.faults:
+        click.echo(f"fault      {fault}")
+    click.echo(f"in force   {found}")
+    for line in shelf_lines(shelf):
+        click.echo(line)
+
+
+@command.group()
+def shadow() -> None:
+    """A bundle that scores beside the current one: report, promote, stop; `install --shadow` begins."""
+
+
+@shadow.command(epilog=EXIT_CODES)
+@config_option
+@output_option
+@logged
+def promote(config: Path | None, output: Path | None) -> None:
+    """Make the shadow the current bundle."""
+    settings = chosen_settings(config, None, output)
+    changed(shelf_of(settings).promote(fits(settings)), settings)
+
+
+@shadow.command(epilog=EXIT_CODES)
+@config_option
+@output_option
+@logged
+def stop(config: Path | None, output: Path | None) -> None:
+    """End the shadow; what it detected stays in the database."""
+    name = shelf_of(chosen_settings(config, None, output)).stop_shadow()
+    click.echo(f"{name} scores no longer beside the current bundle; a running watch lets go of it within seconds")
+
+
+def shelf_of(settings: Settings) -> Shelf:
+    """The installed bundles of the settings' output folder."""
+    from .shelf import Shelf
+
+    return Shelf(settings.output)
+
+
+def fits(settings: Settings) -> Callable[[Bundle], object]:
+    """Raises OrcawatchError for a bundle that does not go with the settings, or cannot score silence."""
+    from .config import overridden
+    from .detector import Grid, score_silence
+    from .ensemble import Ensemble
+
+    def check(found: Bundle) -> None:
+        chosen = overridden(found, settings)
+        Grid({name: entry.front_end for name, entry in chosen.backbones.items()}, chosen.hop_s)
+        score_silence(Ensemble(chosen))
+
+    return check
+
+
+def changed(found: Bundle, settings: Settings) -> None:
+    """Tell which bundle is current, and what makes a running watch take it."""
+    click.echo(f"current: {found.name} {found.digest[:12]}")
+    if settings.bundle is not None:
+        click.echo(f"but the settings name another, {settings.bundle}: take `bundle:` out to use the installed one")
+        return
+    click.echo("a running watch takes it on `systemctl reload orcawatch` (SIGHUP), with a gap of a second or two")
+
+
+def shelf_lines(shelf: Shelf) -> Iterator[str]:
+    """Lines about the installed bundles and the changes, newest last."""
+    trial = shelf.trial()
+    for item in shelf.listed():
+        yield listed_line(item)
+    if trial is not None:
+        until = "without end" if trial.until_utc is None else f"until {trial.until_utc:%Y-%m-%d %H:%M} UTC"
+        state = f", switched off: {trial.fault}" if trial.fault else ""
+        yield f"shadow     since {trial.since_utc:%Y-%m-%d %H:%M} UTC, {until}{state}"
+    for entry in shelf.history()[-20:]:
+        yield f"{entry['utc'][:19]}Z  {entry['who']}: {entry['action']} {entry['bundle']}"
+
+
+def listed_line(item: Listed) -> str:
+    """One installed bundle."""
+    roles = ", ".join(item.roles) or "not used"
+    when = "" if item.installed_utc is None else f", installed {item.installed_utc:%Y-%m-%d %H:%M} UTC"
+    state = f", DAMAGED: {item.fault}" if item.fault else ""
+    return f"{roles:<10} {item.folder}, {item.size_b / 1e6:.1f} MB{when}{state}"
 
 
 SHOWN = (

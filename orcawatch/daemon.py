@@ -8,7 +8,7 @@ import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Event as Flag
@@ -20,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import recovery
-from .bundle import SHIPPED, Bundle, load_bundle
+from .bundle import Bundle
+from .bundles import InForce, in_force
 from .capture import Source
 from .channels import check_hydrophones
 from .clock import Clocks, Timekeeper
 from .config import Settings, overridden
-from .detector import Scorer
+from .detector import Scorer, score_silence
 from .durable import Complaint
 from .ensemble import Ensemble
 from .errors import InputError, OrcawatchError
@@ -86,8 +87,8 @@ class Shared:
 class Upkeep:
     """What goes on beside the loop of a long watch; this one does nothing. See `orcawatch.service.Service`."""
 
-    def store(self, output: Path) -> Store:
-        """The database in the output folder, open; the watch closes it."""
+    def store(self, output: Path) -> AbstractContextManager[Store]:
+        """The database in the output folder, open; left when the watch ends."""
         return open_store(output)
 
     @contextmanager
@@ -279,12 +280,38 @@ def rules_of(bundle: Bundle, settings: Settings) -> EventRules:
 
 
 def open_bundle(settings: Settings) -> Bundle:
-    """The settings' bundle, the shipped one where none is named, without the settings' overrides."""
-    return load_bundle(settings.bundle or SHIPPED)
+    """The bundle in force, without the settings' overrides: theirs, the installed one, or the shipped one.
+
+    What is wrong with an installed bundle, so that another stands in for it, is logged.
+    """
+    return told(in_force(settings, lambda bundle: overridden(bundle, settings))).bundle
+
+
+def open_working(settings: Settings) -> tuple[InForce, Ensemble]:
+    """The bundle in force, as `open_bundle`, with its ensemble, which has scored a window of silence.
+
+    An installed bundle that cannot even do that is passed over, too.
+    """
+    made: list[Ensemble] = []
+
+    def fits(bundle: Bundle) -> None:
+        made.append(open_ensemble(settings, bundle))
+        log.debug("silence scores %.3f", score_silence(made[-1]))
+
+    return told(in_force(settings, fits)), made[-1]
+
+
+def told(found: InForce) -> InForce:
+    """The same; why it is not another was logged."""
+    for fault in found.faults:
+        log.error("%s", fault)
+    if found.faults:
+        log.error("%s scores in its place: install a whole one (orcawatch bundle install)", found)
+    return found
 
 
 def open_ensemble(settings: Settings, bundle: Bundle | None = None) -> Ensemble:
-    """The ensemble of a bundle, the settings' where it is left out, with the settings' overrides."""
+    """The ensemble of a bundle, the one in force where it is left out, with the settings' overrides."""
     return Ensemble(overridden(bundle or open_bundle(settings), settings), settings.threads)
 
 

@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from threading import Event as Flag
@@ -16,13 +16,14 @@ from types import FrameType
 from typing import Callable
 
 from . import daemon
-from .bundle import Bundle
+from .bundle import SHIPPED, Bundle
+from .bundles import InForce, installed
 from .capture import Source
 from .clock import Clocks
 from .config import Settings, overridden
 from .daemon import Loop, Upkeep
-from .detector import score_silence
 from .duty import OnDuty
+from .ensemble import Ensemble
 from .errors import OrcawatchError
 from .files import FileSource
 from .listener import Totals
@@ -34,6 +35,7 @@ from .recorder import OnDetection
 from .records import Item, WindowScore
 from .reload import reload
 from .retention import Retention
+from .shelf import Shelf
 from .sinks import Facts, effort_body, heartbeat_body, temperatures_c
 from .store import Detection, Store
 
@@ -90,6 +92,18 @@ def serve(
         return service.watch(input_file, realtime, on_detection)
 
 
+class Ending(Flag):
+    """Set where one session is to end, and where the whole watch is."""
+
+    def __init__(self, stop: Flag) -> None:
+        super().__init__()
+        self._all = stop
+
+    def is_set(self) -> bool:
+        """Whether either is."""
+        return super().is_set() or self._all.is_set()
+
+
 class Service(Upkeep):
     """Tells systemd and Prometheus how things are, reloads, keeps the disk free, and feeds the sinks.
 
@@ -119,6 +133,8 @@ class Service(Upkeep):
         self._outbox: Outbox | None = None
         self._store: Store | None = None
         self._bundle: Bundle | None = None  # without the settings' overrides
+        self._next: tuple[Bundle, Ensemble] | None = None  # what the next session scores with
+        self._ending = Ending(stop)
         self._open, self._watch = ExitStack(), ExitStack()
         self._tell_at = 0.0
         self._began_s = self._beat_at = self.clocks.steady_s()
@@ -135,38 +151,59 @@ class Service(Upkeep):
     def watch(self, input_file: Path | None, realtime: bool, on_detection: OnDetection) -> tuple[str, Totals]:
         """As `serve`."""
         settings = self._settings
-        self._bundle = daemon.open_bundle(settings)
-        ensemble = daemon.open_ensemble(settings, self._bundle)
-        log.debug("silence scores %.3f", score_silence(ensemble))
+        found, ensemble = daemon.open_working(settings)
+        self._bundle = found.bundle
         self._open.enter_context(daemon.only_writer(settings.output))
-        self._look_after(self._open.enter_context(daemon.open_store(settings.output)))
-        self._watcher.begins(settings, ensemble.bundle)
-        source = self._source(input_file, realtime)
+        self._look_after(self._open.enter_context(daemon.open_store(settings.output)), self._open)
+        self._note(found)
         self.metrics.serve(settings.metrics)
-        self.metrics.about(settings.station, ensemble.bundle.name, ensemble.bundle.digest)
-        self.notifier.ready("listening" if self._live is None else "waiting for the device")
-        if self._live is not None and not self._live.open(self._stop, self._watchdog.processed):
-            return "", Totals()
-        report = self._reporting(on_detection)
-        return source.info.name, daemon.run(source, ensemble, settings, report, self._stop, self, self.clocks)
+        while True:
+            name, totals = self._session(ensemble, input_file, realtime, on_detection)
+            if self._next is None or self._stop.is_set():
+                return name, totals
+            log.info("%s: %s", name, totals)
+            (self._bundle, ensemble), self._next = self._next, None
+            self._ending.clear()
 
-    def store(self, output: Path) -> Store:
-        """The database in the output folder; it was opened before the source was waited for."""
-        return self._store or daemon.open_store(output)
+    def _session(
+        self, ensemble: Ensemble, input_file: Path | None, realtime: bool, on_detection: OnDetection
+    ) -> tuple[str, Totals]:
+        """Listen with one bundle."""
+        settings, self._since = self._settings, (self.clocks.utc(), {})
+        self._watcher.begins(settings, ensemble.bundle)
+        with ExitStack() as opened:
+            source = self._source(input_file, realtime, opened)
+            self.metrics.about(settings.station, ensemble.bundle.name, ensemble.bundle.digest)
+            self.notifier.ready("listening" if self._live is None else "waiting for the device")
+            if self._live is not None and not self._live.open(self._ending, self._watchdog.processed):
+                return "", Totals()
+            report = self._reporting(on_detection)
+            return source.info.name, daemon.run(source, ensemble, settings, report, self._ending, self, self.clocks)
+
+    def store(self, output: Path) -> AbstractContextManager[Store]:
+        """The database in the output folder; the one that was opened before the source was waited for stays open."""
+        return daemon.open_store(output) if self._store is None else nullcontext(self._store)
 
     @contextmanager
     def watching(self, store: Store) -> Iterator[None]:
         """The disk is looked after; a watch begins so before READY: to compare many clips with rows takes long."""
-        if self._store is not store:
-            self._look_after(store)
-        with self._watch:
+        with ExitStack() as self._watch:
+            if self._store is not store:
+                self._look_after(store, self._watch)
             yield
+        self._outbox = None
 
-    def _look_after(self, store: Store) -> None:
+    def _look_after(self, store: Store, stack: ExitStack) -> None:
         self._store = store
-        self._open.callback(self._watch.close)
-        retention = Retention(store, self._settings.output, self._settings.retention)
-        self._retention = self._watch.enter_context(retention)
+        self._retention = stack.enter_context(Retention(store, self._settings.output, self._settings.retention))
+
+    def _note(self, found: InForce) -> None:
+        """Enter in the bundles' history that another than the installed one scores."""
+        if found.faults:
+            try:
+                Shelf(self._settings.output).note_fall_back(found)
+            except OrcawatchError as fault:
+                log.warning("%s", fault)
 
     def outbox(self, session: int | None) -> Outbox | None:
         """Where messages about this session wait, with the sinks' threads running; None where there are no sinks."""
@@ -212,7 +249,7 @@ class Service(Upkeep):
         """Whether the disk has room for a clip."""
         return self._retention is None or self._retention.room(size)
 
-    def _source(self, input_file: Path | None, realtime: bool) -> Source:
+    def _source(self, input_file: Path | None, realtime: bool, opened: ExitStack) -> Source:
         settings = self._settings
         path = input_file or settings.source.file
         if path is not None:
@@ -223,7 +260,7 @@ class Service(Upkeep):
             settings.source, self.clocks, queue_s=settings.overload.queue_s, needed=needed_channels(settings),
             jump_s=settings.clock.jump_s,
         )  # fmt: skip
-        self._live = self._open.enter_context(live)
+        self._live = opened.enter_context(live)
         self._duty = OnDuty(live, settings.duty)
         return self._duty
 
@@ -242,7 +279,31 @@ class Service(Upkeep):
             self._retention.settings = self._settings.retention
         if self._duty is not None:
             self._duty.duty = self._settings.duty
+        self._take_bundle()
         self.notifier.ready()
+
+    def _take_bundle(self) -> None:
+        """End the session where another bundle is in force now, so that the next one begins with it.
+
+        It is opened, and has scored silence, before; otherwise the watch goes on with the old one.
+        """
+        settings = self._settings
+        folder = next((folder for _, folder in installed(settings.output)), SHIPPED)
+        if self._bundle is None or settings.bundle is not None or folder == self._bundle.folder:
+            return
+        try:
+            found, ensemble = daemon.open_working(settings)
+        except (OrcawatchError, OSError) as fault:
+            log.error("reload: the bundle stays as it is; %s", fault)
+            return
+        if found.faults or found.bundle.digest == self._bundle.digest:
+            return
+        if self._live is None:
+            log.warning("reload: the bundle %s waits for a restart: a file is listened to", found)
+            return
+        log.warning("reload: the bundle %s takes over; a new session begins", found)
+        self._next = found.bundle, ensemble
+        self._ending.set()
 
     def _tell(self, loop: Loop) -> None:
         facts = self._facts(loop)
