@@ -219,3 +219,53 @@ def test_compare_takes_the_later_release_and_a_column_of_recordings(
     assert dataset.read_compare2019(compare_folder).recordings == "given"
     with pytest.raises(TrainingError, match=r"has no lab/labels\.csv"):
         dataset.read_compare2019(compare_folder / "ComParE2019_OrcaActivity" / "wav")
+
+
+def beside(tables: SimpleNamespace, folder: Path, other: Path, **fields: str) -> Path:
+    """A second folder with one training clip of noise."""
+    (other / "wav").mkdir(parents=True)
+    name = fields.get("file_name", "squeak.flac")
+    soundfile.write(other / "wav" / name, np.full((22050, 2), 0.1), 22050)
+    row = {"file_name": name, "label": "noise", "split": "train", "group": "mooring", "site": "Haro", **fields}
+    tables.write(other / "labels.csv", [row], (*dataset.COLUMNS, "site"))
+    return other
+
+
+def test_several_folders_are_one_data_set(tiny_data: Path, tmp_path: Path, tables: SimpleNamespace) -> None:
+    other = beside(tables, tiny_data, tmp_path / "reviewed")
+    alone = dataset.read_labels(tiny_data)
+    found = dataset.read_all("labels", [tiny_data, other])
+    assert found.clips[:-2] == alone.clips
+    assert [(clip.group, clip.channel, clip.site) for clip in found.clips[-2:]] == [
+        ("mooring", 0, "Haro"),
+        ("mooring", 1, "Haro"),
+    ]
+    assert dataset.fingerprint(found.clips) != dataset.fingerprint(alone.clips)
+    with pytest.raises(TrainingError, match="split train has no orca clip"):
+        dataset.read_labels(other)
+    assert len(dataset.read_all("labels", [other], one_class=True).clips) == 2
+
+
+def test_a_recording_on_both_sides_of_a_split_is_found_across_folders(
+    tiny_data: Path, tmp_path: Path, tables: SimpleNamespace
+) -> None:
+    other = beside(tables, tiny_data, tmp_path / "reviewed", group="devel-orca-0")
+    with pytest.raises(TrainingError, match=r"devel-orca-0 stands in devel \(.*data.*\) and train \(.*reviewed"):
+        dataset.read_all("labels", [tiny_data, other])
+
+
+def test_two_folders_with_a_file_of_one_name_are_refused(
+    tiny_data: Path, tmp_path: Path, tables: SimpleNamespace
+) -> None:
+    other = beside(tables, tiny_data, tmp_path / "reviewed", file_name="train_orca_0.flac")
+    with pytest.raises(TrainingError, match=r"train_orca_0\.flac is in .*data.* and .*reviewed"):
+        dataset.read_all("labels", [tiny_data, other])
+
+
+def test_reviewed_detections_go_beside_the_compare_layout(
+    compare_folder: Path, tmp_path: Path, tables: SimpleNamespace
+) -> None:
+    other = beside(tables, compare_folder, tmp_path / "reviewed")
+    found = dataset.read_all("compare2019", [compare_folder, other])
+    assert found.recordings == "one per file"
+    assert found.clips[-1].file_name == "squeak.flac"

@@ -22,7 +22,7 @@ from orcawatch.relevance import head_relevance
 from orcawatch.training import backbones, heads, members, pipeline, preparation
 from orcawatch.training.cli import train
 from orcawatch.training.finetune import FineTuneSettings
-from orcawatch.training.recipe import BackboneSettings, backbone_of, read_recipe
+from orcawatch.training.recipe import BackboneSettings, backbone_of, read_recipe, to_dict
 
 RECIPE = {
     "name": "tiny",
@@ -397,3 +397,22 @@ def test_from_scratch_with_frozen_batch_norm_is_refused() -> None:
 def test_no_data_folder_is_a_clear_error(recipe_file: Path) -> None:
     with pytest.raises(TrainingError, match="give one with --data"):
         pipeline.prepare(recipe_file)
+
+
+def test_further_folders_are_part_of_the_data_and_of_the_runs_recipe(
+    recipe_file: Path, tiny_data: Path, tmp_path: Path, tables: SimpleNamespace
+) -> None:
+    reviewed = tmp_path / "reviewed"
+    (reviewed / "wav").mkdir(parents=True)
+    soundfile.write(reviewed / "wav" / "squeak.flac", np.full((22050, 2), 0.1), 22050)
+    row = {"file_name": "squeak.flac", "label": "noise", "split": "train", "group": "mooring", "repository": "own"}
+    tables.write(reviewed / "labels.csv", [row])
+    alone = pipeline.prepare(recipe_file, tiny_data, tmp_path / "run")[1].artifact("data")
+    found, runner = pipeline.prepare(recipe_file, tiny_data, tmp_path / "run", further=[reviewed])
+    assert runner.artifact("data") != alone
+    runner.stages[0].work(runner.stages[0].settings, {}, tmp_path)
+    data = json.loads((tmp_path / "clips.json").read_text())["data"]
+    assert {"repository": "own", "licence": "not stated", "split": "train", "clips": 2} in data["sources"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump(to_dict(found)))
+    assert pipeline.prepare(tmp_path / "run")[1].artifact("data") == runner.artifact("data")

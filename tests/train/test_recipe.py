@@ -115,3 +115,6 @@ def test_the_data_folder_given_goes_first(tmp_path: Path, monkeypatch: pytest.Mo
     found = parse(data={"folder": "one"})
     assert recipe.with_data(found, "two").data.folder == str(tmp_path / "two")
     assert recipe.with_data(found, None).data.folder == "one"
+    both = recipe.with_data(found, "two", ["three"]).data
+    assert (both.folder, both.further) == (str(tmp_path / "two"), (str(tmp_path / "three"),))
+    assert recipe.with_data(parse(data={"folder": "one", "further": ["four"]}), "two").data.further == ()
