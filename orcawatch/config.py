@@ -100,6 +100,12 @@ class FileSettings:
         None, "Where the stamp stands in a file's name, as `SITE_%y%m%d-%H%M%S`.", "the usual ones are tried"
     )
 
+    def crossed(self, where: str) -> Iterator[str]:
+        """Faults of the values."""
+        from .times import faults
+
+        yield from (f"{joined(where, key)} {fault}" for key, fault in faults(self.timezone, self.time_format))
+
 
 @dataclass(frozen=True)
 class WebSettings:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Callable
 
@@ -18,14 +17,19 @@ from .capture import check_channels
 from .errors import AudioError
 from .headers import lacks_end, stated_frames, unstated_frames
 from .records import AudioBlock, StreamInfo
+from .times import Times, comment_of
 
 log = logging.getLogger(__name__)
 
 BLOCK_S = 0.5
+# What names audio in a folder; files given by themselves may have any name.
 SUFFIXES = frozenset(
-    {".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".snd", ".w64", ".wav"}
-)
-STAMP = re.compile(r"(\d{4})-?(\d\d)-?(\d\d)[T_-]?(\d\d)[-:]?(\d\d)[-:]?(\d\d)(\.\d{1,6})?Z")
+    {
+        ".aif", ".aifc", ".aiff", ".au", ".avr", ".bwf", ".caf", ".flac", ".iff", ".ircam", ".mp3", ".nist", ".oga",
+        ".ogg", ".opus", ".paf", ".pvf", ".rf64", ".sd2", ".sds", ".sf", ".snd", ".sph", ".svx", ".voc", ".w64", ".wav",
+        ".wve",
+    }
+)  # fmt: skip
 
 
 class FileSource:
@@ -40,6 +44,8 @@ class FileSource:
     realtime : yield each block only when its last sample's time has come by `clock`, as a live stream would.
     block_s : length of a block; memory does not grow with the file.
     clock, sleep : seconds now, and how to wait for some.
+    times : how the file's time is told; by default stamps without a zone tell none.
+    name : what it is called in records; the path where that is left out.
 
     Raises
     ------
@@ -57,6 +63,8 @@ class FileSource:
         block_s: float = BLOCK_S,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        times: Times | None = None,
+        name: str = "",
     ) -> None:
         self._path = path
         self._realtime = realtime
@@ -64,7 +72,8 @@ class FileSource:
         self._sleep = sleep
         with open_audio(path) as file:
             self.frames = stated_frames(file)
-            self.info = StreamInfo(printable(path), file.samplerate, file.channels, utc_in_name(path.name))
+            start_utc = (times or Times()).start_utc(path, comment_of(file))
+            self.info = StreamInfo(name or printable(path), file.samplerate, file.channels, start_utc)
             self._fault = self._header_fault(file)
             if self._fault and not file.frames:
                 raise AudioError(self._fault)
@@ -86,7 +95,7 @@ class FileSource:
         """A file's samples come at no particular time."""
 
     def utc_at(self, sample: int) -> datetime | None:
-        """Time of a sample where the file's name tells when it began."""
+        """Time of a sample where the file, or its name, tells when it began."""
         return self.info.utc_at(sample)
 
     @property
@@ -206,18 +215,6 @@ def _fill(file: Any, samples: Any) -> str | None:
     except soundfile.SoundFileError as fault:
         return reason(fault)
     return None
-
-
-def utc_in_name(name: str) -> datetime | None:
-    """Time stamp in a file name, as in `AMAR173_20190920T163858Z`; without the Z the zone is unknown: None."""
-    found = STAMP.search(name)
-    if found is None:
-        return None
-    try:
-        whole = datetime.strptime("".join(found.groups()[:6]), "%Y%m%d%H%M%S").replace(tzinfo=timezone.utc)
-    except ValueError:
-        return None
-    return whole.replace(microsecond=round(float(found[7] or 0) * 1e6))
 
 
 def audio_files(folder: Path, without: Path) -> list[Path]:

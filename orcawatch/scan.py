@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import csv
+import glob
 import io
 import logging
-from collections import Counter
+import shutil
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event as Flag
 from typing import Callable
 
 import numpy as np
 
-from .capture import Recorded, Through
+from . import daemon
+from .bundle import Bundle
 from .config import Settings
-from .daemon import run
 from .detector import Scorer
 from .durable import write_bytes
 from .errors import AudioError, InputError
 from .files import SUFFIXES, FileSource, audio_files, printable
+from .journal import STAGING, Done, Journal, changed
 from .listener import Listener, Totals
 from .recorder import CLIPS, OnDetection
-from .records import AudioBlock
+from .staging import OnAudio, Task, Watched, source_of
+from .store import Detection
+from .workers import Stopped, Workers
 
 log = logging.getLogger(__name__)
 
-OnAudio = Callable[[float], object]
+SET_ASIDE = "set-aside.csv"
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Summary:
     scored_s : seconds scored.
     events : detections.
     failed : detections without a clip, a snapshot or a row because it could not be written.
+    again : files that were scanned before and have not changed.
     """
 
     files: int = 0
@@ -57,40 +63,32 @@ class Summary:
     scored_s: float = 0.0
     events: int = 0
     failed: int = 0
-
-    def plus(self, totals: Totals, whole: bool) -> Summary:
-        """With one more file that was listened to."""
-        return Summary(
-            self.files + 1,
-            self.faulty + (not whole),
-            self.scored_s + totals.scored_s,
-            self.events + totals.events,
-            self.failed + totals.failed + totals.lost,
-        )
-
-
-class Watched(Through[Recorded]):
-    """A source that tells how many seconds it has yielded, for a progress bar."""
-
-    def __init__(self, source: Recorded, on_audio: OnAudio) -> None:
-        super().__init__(source)
-        self._on_audio = on_audio
-
-    def blocks(self) -> Iterator[AudioBlock]:
-        """The source's."""
-        for block in self._source.blocks():
-            yield block
-            self._on_audio(len(block.samples) / self.info.rate_hz)
+    again: int = 0
 
 
 def find_recordings(paths: Sequence[Path], output: Path) -> list[Recording]:
     """Files as given, and every audio file under the folders given, sorted; the output folder's own clips are left out.
 
+    A path that does not exist may be a pattern, as `2026/**/*.wav`; what it fits is sorted. A file that is named twice
+    is taken once.
+
     Raises
     ------
-    InputError : a path that does not exist, or a folder without audio files.
+    InputError : a path that does not exist and fits nothing, or a folder without audio files.
     """
-    return [recording for path in paths for recording in _recordings(path, output)]
+    found: dict[Path, Recording] = {}
+    for path in paths:
+        for each in _expanded(path):
+            for recording in _recordings(each, output):
+                found.setdefault(recording.path.absolute(), recording)
+    return list(found.values())
+
+
+def _expanded(path: Path) -> list[Path]:
+    """What a pattern fits; the path itself where it is none."""
+    if path.exists() or not glob.has_magic(str(path)):
+        return [path]
+    return [Path(name) for name in sorted(glob.glob(str(path), recursive=True))] or [path]
 
 
 def _recordings(path: Path, output: Path) -> list[Recording]:
@@ -118,48 +116,161 @@ def _stated_s(path: Path) -> float:
 
 
 def scan(
-    recordings: Iterable[Recording],
-    ensemble: Scorer,
+    recordings: Sequence[Recording],
+    bundle: Bundle,
     settings: Settings,
     on_detection: OnDetection,
-    on_audio: OnAudio,
-    stop: Flag,
+    workers: Workers,
 ) -> Summary:
     """Detect in every recording; a file that cannot be scored in full is logged, and the next one follows.
+
+    What was found in a file becomes part of the database whole, or not at all, in the order of the files: a scan that
+    is killed goes on where it was, and ends as if it had not been. Files that have not changed are not scanned again.
 
     Parameters
     ----------
     recordings : what to scan, in this order.
-    ensemble, settings, on_detection : as for `orcawatch.daemon.run`.
-    on_audio : called with the seconds of each block, after it was scored.
-    stop : set it to end early; what was heard is finished and kept, the rest counts as faulty.
+    bundle : what scores (see `orcawatch.daemon.open_bundle`).
+    settings : as for `orcawatch.daemon.run`.
+    on_detection : called with each detection in the order of the files, also of those that were scanned before.
+    workers : who scans.
+
+    Raises
+    ------
+    InputError : the output folder holds a scan with other settings, or another bundle.
     """
-    summary = Summary()
+    staging = settings.output / STAGING
+    shutil.rmtree(staging, ignore_errors=True)
+    with daemon.open_store(settings.output) as store:
+        archive = Archive(Journal(store, settings, bundle), settings, bundle.digest, workers, on_detection)
+        for hand_in in ahead(recordings, archive.hand_out, workers.ahead):
+            hand_in()
+        archive.end(len(recordings))
+    shutil.rmtree(staging, ignore_errors=True)
+    return archive.summary
+
+
+class Archive:
+    """A scan under way.
+
+    Attributes
+    ----------
+    summary : what became of it so far.
+    """
+
+    def __init__(
+        self, journal: Journal, settings: Settings, digest: str, workers: Workers, on_detection: OnDetection
+    ) -> None:
+        self.summary = Summary()
+        self._journal = journal
+        self._settings = settings
+        self._digest = digest
+        self._workers = workers
+        self._on_detection = on_detection
+        self._handed_out = 0
+        self._stopped = False
+
+    def hand_out(self, recording: Recording) -> Callable[[], None]:
+        """Begin a recording where that is needed; what is returned waits for it, and takes what was found."""
+        done = self._journal.done(recording.path)
+        if done is not None and done.same:
+            return lambda: self._repeat(done)
+        if done is not None and (reviewed := self._journal.reviewed(done)):
+            return lambda: self._refuse(changed(recording.path, reviewed))
+        self._handed_out += 1
+        staged = self._settings.output / STAGING / f"{self._handed_out:06d}"
+        settings = replace(self._settings, output=staged.absolute())
+        wait = self._workers.hand_out(
+            Task(recording.path.absolute(), settings, self._digest, printable(recording.path))
+        )
+        return lambda: self._take(recording, done, wait, staged)
+
+    def end(self, files: int) -> None:
+        """Close the journal; list what was set aside."""
+        if self._stopped:
+            left = files - self.summary.files
+            self.summary = replace(self.summary, files=files, faulty=self.summary.faulty + left)
+            return
+        self._journal.end()
+        write_set_aside(self._settings.output / SET_ASIDE, self._journal.faults())
+
+    def _repeat(self, done: Done) -> None:
+        """A file that was scanned before."""
+        if self._stopped:
+            return
+        found = self._journal.detections(done)
+        if done.fault is not None:
+            log.error("%s", done.fault)
+        self._count(Totals(events=len(found)), done.fault is not None, 0.0, again=True)
+        self._report(found)
+
+    def _refuse(self, fault: AudioError) -> None:
+        log.error("%s", fault)
+        self._count(Totals(fault=fault), True, 0.0)
+
+    def _take(self, recording: Recording, before: Done | None, wait: Callable[[], Totals], staged: Path) -> None:
+        """Take what was found in a file; nothing of one that was stopped, or whose rows the disk refused."""
+        if self._stopped:
+            return
+        try:
+            totals = wait()
+        except Stopped:
+            self._stopped = True
+            return
+        fault = why(recording, totals)
+        if fault is not None:
+            log.error("%s", fault)
+        if totals.lost:
+            self._count(totals, True, totals.scored_s)
+            return
+        found = self._journal.take(recording.path, before, totals, fault, staged)
+        self._count(totals, fault is not None, totals.scored_s)
+        self._report(found)
+
+    def _report(self, found: Iterable[Detection]) -> None:
+        for detection in found:
+            self._on_detection(detection)
+
+    def _count(self, totals: Totals, faulty: bool, scored_s: float, again: bool = False) -> None:
+        so_far = self.summary
+        self.summary = Summary(
+            so_far.files + 1,
+            so_far.faulty + faulty,
+            so_far.scored_s + scored_s,
+            so_far.events + totals.events,
+            so_far.failed + totals.failed + totals.lost,
+            so_far.again + again,
+        )
+
+
+def ahead(
+    recordings: Iterable[Recording], hand_out: Callable[[Recording], Callable[[], None]], most: int
+) -> Iterator[Callable[[], None]]:
+    """Hand recordings out, at most so many before the first one's account is waited for, in order."""
+    waiting: deque[Callable[[], None]] = deque()
     for recording in recordings:
-        totals = Totals() if stop.is_set() else _scanned(recording, ensemble, settings, on_detection, on_audio, stop)
-        summary = summary.plus(totals, totals.whole and not stop.is_set())
-    return summary
+        waiting.append(hand_out(recording))
+        if len(waiting) >= most:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
 
 
-def _scanned(
-    recording: Recording,
-    ensemble: Scorer,
-    settings: Settings,
-    on_detection: OnDetection,
-    on_audio: OnAudio,
-    stop: Flag,
-) -> Totals:
-    """What became of one recording; a fault is logged."""
-    try:
-        totals = run(Watched(FileSource(recording.path), on_audio), ensemble, settings, on_detection, stop)
-    except AudioError as fault:
-        totals = Totals(fault=fault)
-    log.debug("%s: %s", printable(recording.path), totals)
+def why(recording: Recording, totals: Totals) -> str | None:
+    """Why a file was not scored in full; None where it was."""
     if totals.fault is not None:
-        log.error("%s", about(recording, totals.fault))
-    if totals.refused_s:
-        log.error("%s: %s", printable(recording.path), totals.refusal())
-    return totals
+        return about(recording, totals.fault)
+    return f"{printable(recording.path)}: {totals.refusal()}" if totals.refused_s else None
+
+
+def write_set_aside(path: Path, faults: Sequence[tuple[str, str]]) -> None:
+    """Write `file,reason` rows, or remove the file where there are none."""
+    if not faults:
+        path.unlink(missing_ok=True)
+        return
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("file", "reason"), *faults])
+    write_bytes(path, text.getvalue().encode())
 
 
 def clip_scores(
@@ -183,7 +294,7 @@ def clip_scores(
         if stop.is_set():
             break
         try:
-            source = Watched(FileSource(recording.path), on_audio)
+            source = Watched(source_of(recording.path, settings), on_audio)
             rows.append((recording.name, clip_score(source, ensemble, settings, stop)))
         except AudioError as fault:
             log.error("%s", about(recording, fault))

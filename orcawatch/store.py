@@ -288,7 +288,7 @@ class Store:
         OrcawatchError : the row could not be written, for instance because the disk is full.
         ValueError : `start_utc` has no timezone, or a number is not finite.
         """
-        row = _row(detection)
+        row = row_of(detection)
         return self._again_with_room(lambda: self._add(row, along))
 
     def attach(
@@ -611,7 +611,7 @@ def _utc_text(moment: datetime | None) -> str | None:
     return moment.astimezone(timezone.utc).isoformat()
 
 
-def _row(detection: Detection) -> tuple[Any, ...]:
+def row_of(detection: Detection) -> tuple[Any, ...]:
     """Values of every column but the id, in the table's order."""
     return (
         detection.source,

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from orcawatch.capture import LOUDEST, Screen, runs
 from orcawatch.errors import AudioError
-from orcawatch.files import FileSource, audio_files, utc_in_name
+from orcawatch.files import FileSource, audio_files
 from orcawatch.records import AudioBlock
+from orcawatch.times import utc_in_name
 
 RATE_HZ = 8000
 
