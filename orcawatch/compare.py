@@ -86,6 +86,11 @@ class Part:
     noise_hours: float
     figures: tuple[Figure, ...]
 
+    @property
+    def is_small(self) -> bool:
+        """Whether no figure has an interval."""
+        return all(one.difference is None or not one.difference.draws for one in self.figures)
+
 
 # --- scores -----------------------------------------------------------------------------------------------------------
 
@@ -206,6 +211,8 @@ def told(name: str, old: Interval, difference: Interval) -> str:
     signed = difference if BETTER[name] > 0 else Interval(0, -difference.high, -difference.low, 0)
     if signed.low > 0 or signed.high < 0:
         return "better" if signed.low > 0 else "worse"
+    if difference.low == difference.high == 0:
+        return "alike"
     small = SMALL[name] * (old.value if name == "false_alarms_per_hour" else 1)
     if -small <= signed.low and signed.high <= small:
         return f"alike (within {small:.2g})"
@@ -217,7 +224,10 @@ def told(name: str, old: Interval, difference: Interval) -> str:
 
 def table(parts: Sequence[Part]) -> str:
     """The figures as text."""
-    return "\n".join(line for part in parts for line in lines(part))
+    shown = [part for part in parts if part.name == ALL or not part.is_small]
+    small = [part.name for part in parts if part not in shown]
+    told_small = [f"too few recordings to tell (fewer than {LEAST_RECORDINGS}): {', '.join(small)}"] if small else []
+    return "\n".join([*(line for part in shown for line in lines(part)), *told_small])
 
 
 def lines(part: Part) -> list[str]:

@@ -59,7 +59,7 @@ def test_the_difference_is_paired() -> None:
         assert figure.old == figure.new
         assert figure.difference is not None
         assert (figure.difference.low, figure.difference.high) == (0, 0)
-        assert figure.verdict.startswith("alike")
+        assert figure.verdict == "alike"
 
 
 def test_each_bundle_has_its_own_threshold() -> None:
@@ -80,6 +80,10 @@ def test_sites_stand_for_themselves_and_few_recordings_say_nothing() -> None:
     assert far.figures[0].verdict == "too few recordings to tell: 1"
     assert far.figures[0].old is not None
     assert np.isnan(far.figures[0].old.low)
+    text = compare.table([everything, far, near])
+    assert "too few recordings to tell (fewer than 5): far" in text
+    assert "far: " not in text
+    assert "near: " in text
 
 
 def test_a_site_without_orcas_still_has_false_alarms() -> None:
@@ -91,6 +95,7 @@ def test_a_site_without_orcas_still_has_false_alarms() -> None:
     assert part.figures[1].old is None
     assert part.figures[2].difference is not None
     assert "ROC AUC" not in compare.table([part])
+    assert "false alarms an hour" in compare.table([part])
 
 
 @pytest.mark.parametrize(
