@@ -10,8 +10,8 @@ from datetime import datetime, timedelta, timezone
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 800.0, 260.0
-LEFT, RIGHT, TOP, BOTTOM = 74.0, 790.0, 14.0, 214.0
-TICKS_X, TICKS_Y = 5, 4
+LEFT, RIGHT, TOP, BOTTOM = 66.0, 790.0, 34.0, 226.0
+TICKS_X, TICKS_Y = 5, 5
 STEPS_S = (
     3600,
     7200,
@@ -41,6 +41,7 @@ class Axes:
     since, until : of the time axis, timezone-aware.
     low, high : of the vertical axis.
     unit : what that one shows.
+    step : between its marks; None for what suits.
     """
 
     since: datetime
@@ -48,6 +49,7 @@ class Axes:
     low: float
     high: float
     unit: str
+    step: float | None = None
 
     def x(self, moment: datetime) -> float:
         """Place of a moment."""
@@ -70,8 +72,8 @@ def chart(axes: Axes, title: str, marks: str, text: str = "") -> Markup:
 
 
 def _grid(axes: Axes) -> Iterator[str]:
-    yield f'<text class="unit" x="{LEFT:g}" y="{HEIGHT - 5:g}">{escape(axes.unit)}</text>'
-    for value in ticks(axes.low, axes.high):
+    yield f'<text class="unit" x="0" y="18">{escape(axes.unit)}</text>'
+    for value in ticks(axes.low, axes.high, axes.step):
         y = axes.y(value)
         yield f'<path class="grid" d="M{LEFT:g} {y:.1f}H{RIGHT:g}"/>'
         yield f'<text class="left" x="{LEFT - 8:g}" y="{y:.1f}" dy=".35em">{value:g}</text>'
@@ -84,9 +86,9 @@ def _times(axes: Axes) -> Iterator[str]:
         yield f'<text class="below" x="{x:.1f}" y="{BOTTOM + 8:g}">{text}</text>'
 
 
-def ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float, step: float | None = None) -> list[float]:
     """Round values from one end to the other."""
-    step = nice((high - low) / TICKS_Y)
+    step = step or nice((high - low) / TICKS_Y)
     first = math.ceil(low / step - 1e-9)
     return [round(number * step, 10) for number in range(first, math.floor(high / step + 1e-9) + 1)]
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
-from typing import Any
 
 from flask import Blueprint, render_template, request
 from markupsafe import Markup
 
 from ..effort import HOUR_S, NO_TIME, PATTERNS, Account
 from ..errors import InputError
-from . import charts, season
+from . import charts, season, words
 from .charts import Axes
 from .filters import VERDICTS, read_day
 from .season import Lines, Range, Scores
@@ -86,7 +85,9 @@ def effort_chart(accounts: Sequence[Account], asked: Range) -> Markup | None:
         for account in accounts
     ]
     highest = max(sum(found.values()) for *_, found in columns)
-    axes = Axes(asked.since, asked.until, 0, whole if highest <= whole * 1.01 else charts.ceiling(highest), unit)
+    fits = highest <= whole * 1.01
+    top, step = (whole, whole / 4) if fits else (charts.ceiling(highest), None)
+    axes = Axes(asked.since, asked.until, 0, top, unit, step)
     return charts.chart(
         axes, "Effort", charts.stacked(axes, columns, tuple(KINDS)), f"{unit}; the table below has them"
     )
@@ -140,6 +141,12 @@ def level_chart(levels: Lines, asked: Range) -> Markup | None:
     return charts.chart(axes, "Sound level of each hydrophone", marks, "medians")
 
 
-def figures(account: Account) -> list[Any]:
-    """Hours of an account in the order of `KINDS`."""
-    return [parts(account)[kind] / HOUR_S if kind in parts(account) else 0.0 for kind in KINDS]
+def figures(account: Account) -> list[str]:
+    """Hours of an account in the order of `KINDS`; what is not nothing never looks like it."""
+    found = parts(account)
+    return [hours(found.get(kind, 0.0) / HOUR_S) for kind in KINDS]
+
+
+def hours(number: float) -> str:
+    """Hours with a resolution of 36 s."""
+    return words.UNKNOWN if not number else "<0.01" if number < 0.005 else f"{number:.2f}"

@@ -32,8 +32,8 @@ LISTENING, SCANNING, SILENT, STOPPED, UNKNOWN = "listening", "scanning", "silent
 TEXTS = {
     LISTENING: "A daemon is listening.",
     SCANNING: "A scan is writing; nothing listens to a device.",
-    SILENT: "A daemon runs, but its account of the sea stands still: see `journalctl --unit orcawatch`.",
-    STOPPED: "Nothing is listening: start `orcawatch run`, or `systemctl start orcawatch`.",
+    SILENT: "A daemon runs, but its account of the sea stands still: see journalctl --unit orcawatch.",
+    STOPPED: "Nothing is listening: start orcawatch run, or systemctl start orcawatch.",
     UNKNOWN: "The log says nothing of any run.",
 }
 
