@@ -222,8 +222,8 @@ def compare(old: Path, new: Path, folders: tuple[Path, ...], split: str, json_fi
 
     clips = comparison.clips_of(folders, split)
     bundles = [load_bundle(path) for path in (old, new)]
-    scores = [comparison.score_clips(clips, Ensemble(bundle)) for bundle in bundles]
-    parts = comparison.compare(clips, *scores)
+    before, after = (comparison.score_clips(clips, Ensemble(bundle)) for bundle in bundles)
+    parts = comparison.compare(clips, before, after)
     for name, bundle in zip(("old", "new"), bundles):
         click.echo(f"{name}: {bundle.name} {bundle.digest[:12]}, start threshold {bundle.start_threshold:.3f}")
     click.echo(comparison.table(parts))

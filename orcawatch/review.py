@@ -66,8 +66,13 @@ def listed(found: Iterable[Detection]) -> str:
         utc = "" if one.start_utc is None else one.start_utc.astimezone(timezone.utc).isoformat()
         span = (f"{one.start_s:.2f}", f"{one.end_s:.2f}", f"{one.score:.3f}")
         clip = "" if one.removed else one.clip
-        writer.writerow((one.id, utc, one.source, *span, one.verdict, one.verdict_note, one.reviewer, clip))
+        writer.writerow((one.id, utc, one.source, *span, one.verdict, plain(one.verdict_note), one.reviewer, clip))
     return text.getvalue()
+
+
+def plain(text: str) -> str:
+    """With line feeds alone between lines: Python's CSV does not quote carriage returns."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 # --- set --------------------------------------------------------------------------------------------------------------

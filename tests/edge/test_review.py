@@ -113,13 +113,19 @@ def test_verdicts_are_set_by_a_table(output: Path, separator: str) -> None:
 
 
 def test_what_is_listed_can_be_set_again(output: Path, tmp_path: Path) -> None:
-    say(output, d1="orca", d4="unsure")
+    say(output, d4="unsure")
+    note = 'two, "far"; ü\r\nor\rthree'
+    with Writer(output / "detections.sqlite") as writer:
+        give(writer, 1, "orca", note, "Ada", NOON)
     table = tmp_path / "table.csv"
-    table.write_text(run("review", "list", output).output)
+    table.write_text(run("review", "list", output).output, encoding="utf-8")
     say(output, d1=None, d4="orca")
     assert run("review", "set", output, "--from", table).exit_code == 0
     with Store.reader(output / "detections.sqlite") as reader:
-        assert [one.verdict for one in reader.detections()] == ["orca", None, None, "unsure", None, None]
+        found = reader.detections()
+    assert [one.verdict for one in found] == ["orca", None, None, "unsure", None, None]
+    assert found[0].verdict_note == 'two, "far"; ü\nor\nthree'
+    assert found[0].reviewer == "Ada"
 
 
 @pytest.mark.parametrize(
