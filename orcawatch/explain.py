@@ -17,7 +17,8 @@ from .errors import AudioError, InputError
 from .files import FileSource
 from .listener import Listener
 from .records import AudioBlock, WindowScore
-from .scan import OnAudio, Recording, Watched
+from .scan import Recording
+from .staging import OnAudio, Watched
 from .snapshot import LONGEST_S, explain_audio, picture_arrays, score_arrays, shares, write_picture
 
 Array = NDArray[np.float32]

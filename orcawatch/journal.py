@@ -1,10 +1,9 @@
-"""The journal of an archive scan, in the database: what is done, and how what was found in a file becomes part of it."""
+"""The journal of an archive scan, in the database: what is done; and how what a file gave becomes part of it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -100,7 +99,8 @@ class Journal:
             session = rows.put(connection)
             found = [self._settle(connection, one, session, rows.rate_hz, staged) for one in rows.detections]
             connection.execute(
-                "INSERT INTO scanned (scan, path, size, modified_ns, session, scored_s, detections, fault, finished_utc) "
+                "INSERT INTO scanned "
+                "(scan, path, size, modified_ns, session, scored_s, detections, fault, finished_utc) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (self._scan, key(path), size, modified_ns, session, totals.scored_s, len(found), fault, now()),
             )  # fmt: skip
@@ -179,7 +179,7 @@ class Journal:
             return None
         place = self._settings.output / SNAPSHOTS
         for part in (folder / snapshot).parent.glob(f"{_escaped(Path(snapshot).stem)}.*"):
-            os.replace(part, place / f"{file_name(detection)}{part.suffix}")
+            part.replace(place / f"{file_name(detection)}{part.suffix}")
         return f"{SNAPSHOTS}/{file_name(detection)}{Path(snapshot).suffix}"
 
     def _files(self, session: int | None) -> list[str]:
@@ -309,6 +309,6 @@ def _escaped(stem: str) -> str:
 def changed(path: Path, reviewed: int) -> AudioError:
     """Why a file that has changed is not scanned again."""
     return AudioError(
-        f"{printable(path)} has changed since it was scanned, and {reviewed} of its detections have verdicts, which are "
-        "kept: scan it into another folder (--output)"
+        f"{printable(path)} has changed since it was scanned, and {reviewed} of its detections have verdicts, which "
+        "are kept: scan it into another folder (--output)"
     )

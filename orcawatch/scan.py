@@ -88,7 +88,7 @@ def _expanded(path: Path) -> list[Path]:
     """What a pattern fits; the path itself where it is none."""
     if path.exists() or not glob.has_magic(str(path)):
         return [path]
-    return [Path(name) for name in sorted(glob.glob(str(path), recursive=True))] or [path]
+    return [Path(name) for name in sorted(glob.glob(str(path), recursive=True))] or [path]  # noqa: PTH207
 
 
 def _recordings(path: Path, output: Path) -> list[Recording]:

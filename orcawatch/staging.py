@@ -84,8 +84,8 @@ def own_ensemble(task: Task) -> Scorer:
         found = daemon.open_ensemble(task.settings)
         if found.bundle.digest != task.digest:
             raise BundleError(
-                f"the bundle {found.bundle.name} of this worker has digest {found.bundle.digest[:12]}..., the scan's has "
-                f"{task.digest[:12]}...: install the same bundle, or name its folder with --bundle"
+                f"the bundle {found.bundle.name} of this worker has digest {found.bundle.digest[:12]}..., the scan's "
+                f"has {task.digest[:12]}...: install the same bundle, or name its folder with --bundle"
             )
         setattr(OWN, task.digest, found)
     return found

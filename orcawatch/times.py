@@ -27,8 +27,9 @@ SHORT = re.compile(r"(?<!\d)(\d\d)(\d\d)(\d\d)[T_-]?(\d\d)(\d\d)(\d\d)" + FRACTI
 AUDIOMOTH = re.compile(r"Recorded at (\d\d:\d\d:\d\d(?:\.\d+)?) (\d\d/\d\d/\d{4}) \((UTC[^)]*)\)")
 GUANO = re.compile(r"^Timestamp:[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 DIRECTIVES = {
-    "Y": r"\d{4}", "y": r"\d\d", "m": r"\d\d", "d": r"\d\d", "j": r"\d{3}", "H": r"\d\d", "I": r"\d\d", "p": "[AaPp][Mm]",
-    "M": r"\d\d", "S": r"\d\d", "f": r"\d{1,6}", "b": r"[^\W\d_]+", "B": r"[^\W\d_]+", "z": r"Z|[+-]\d\d:?\d\d", "%": "%",
+    "Y": r"\d{4}", "y": r"\d\d", "m": r"\d\d", "d": r"\d\d", "j": r"\d{3}", "H": r"\d\d", "I": r"\d\d",
+    "p": "[AaPp][Mm]", "M": r"\d\d", "S": r"\d\d", "f": r"\d{1,6}", "b": r"[^\W\d_]+", "B": r"[^\W\d_]+",
+    "z": r"Z|[+-]\d\d:?\d\d", "%": "%",
 }  # fmt: skip
 HEAD = 12  # bytes before the first chunk of a RIFF file
 MOST_CHUNKS = 1000

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, TimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from threading import Event as Flag
 from typing import Any, Callable, Protocol
 
@@ -252,7 +253,7 @@ def cluster(address: str, folder: str, on_audio: OnAudio, stop: Flag) -> Iterato
 
 def about_worker(folder: str) -> tuple[str, bool]:
     """On a worker: its version of orcawatch, and whether it sees a folder and may write there."""
-    return __version__, os.path.isdir(folder) and os.access(folder, os.W_OK)
+    return __version__, Path(folder).is_dir() and os.access(folder, os.W_OK)
 
 
 def check_workers(found: dict[str, tuple[str, bool]], address: str) -> int:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -14,12 +15,26 @@ from orcawatch.detector import Detector
 from orcawatch.errors import InputError
 from orcawatch.files import FileSource
 from orcawatch.records import AudioBlock
-from orcawatch.scan import check_place, clip_scores, find_recordings, scan, total_s, write_scores
+from orcawatch.scan import Recording, Summary, check_place, clip_scores, find_recordings, scan, total_s, write_scores
 from orcawatch.store import Detection
+from orcawatch.workers import Here
 
 
 def nothing(_: object) -> None:
     pass
+
+
+def scanned_here(
+    recordings: list[Recording],
+    ensemble: Any,
+    settings: Settings,
+    on_detection: Callable[[Detection], None],
+    on_audio: Callable[[float], object] = nothing,
+    stop: threading.Event | None = None,
+) -> Summary:
+    """A scan in this process."""
+    here = Here(ensemble, on_audio, stop or threading.Event())
+    return scan(recordings, ensemble.bundle, settings, on_detection, here)
 
 
 def without_place(detections: list[Detection]) -> list[tuple[Any, ...]]:
@@ -32,9 +47,7 @@ def test_scan_and_run_find_the_same(recording: Path, ensemble: Any, tmp_path: Pa
     live = FileSource(recording, realtime=True, block_s=0.1, sleep=lambda seconds: None)
     run(live, ensemble, Settings(output=tmp_path / "a", snapshots=False), heard.append)
     settings = Settings(output=tmp_path / "b", snapshots=False)
-    summary = scan(
-        find_recordings([recording], settings.output), ensemble, settings, scanned.append, nothing, threading.Event()
-    )
+    summary = scanned_here(find_recordings([recording], settings.output), ensemble, settings, scanned.append)
     assert len(heard) == 2 and without_place(heard) == without_place(scanned)
     assert (summary.files, summary.faulty, summary.events) == (1, 0, 2)
 
@@ -46,14 +59,7 @@ def test_files_of_one_name_keep_their_own_clips(
         write(tmp_path / "in" / folder / "x.wav", make_audio(16000, 5.0, 1, [call]), 16000)
     settings = Settings(output=tmp_path / "out", snapshots=False)
     found: list[Detection] = []
-    scan(
-        find_recordings([tmp_path / "in"], settings.output),
-        ensemble,
-        settings,
-        found.append,
-        nothing,
-        threading.Event(),
-    )
+    scanned_here(find_recordings([tmp_path / "in"], settings.output), ensemble, settings, found.append)
     assert [Path(detection.source).parent.name for detection in found] == ["a", "b"]
     contents = [(settings.output / str(detection.clip)).read_bytes() for detection in found]
     assert contents[0] != contents[1]
@@ -66,14 +72,7 @@ def test_faulty_files_are_logged_and_the_others_scanned(
     (recording.parent / "z.flac").write_bytes(recording.read_bytes()[:100000])
     settings = Settings(output=tmp_path / "out", snapshots=False)
     found: list[Detection] = []
-    summary = scan(
-        find_recordings([recording.parent], settings.output),
-        ensemble,
-        settings,
-        found.append,
-        nothing,
-        threading.Event(),
-    )
+    summary = scanned_here(find_recordings([recording.parent], settings.output), ensemble, settings, found.append)
     assert (summary.files, summary.faulty) == (3, 2)
     assert {detection.source for detection in found} >= {str(recording)}
     assert "a.wav cannot be read as audio" in caplog.text and "z.flac is damaged" in caplog.text
@@ -134,7 +133,11 @@ def test_scores_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_two_clips_of_one_name_are_refused_before_any_is_scored(recording: Path, ensemble: Any) -> None:
-    recordings = find_recordings([recording, recording.parent], Path("out"))
+    other = recording.parent.with_name("other") / recording.name
+    other.parent.mkdir()
+    other.write_bytes(recording.read_bytes())
+    recordings = find_recordings([recording, other.parent, recording.parent], Path("out"))
+    assert len(recordings) == 2  # one of them was named twice
     with pytest.raises(InputError, match=r"calls.flac is the name of two files"):
         clip_scores(recordings, ensemble, Settings(), nothing, threading.Event())
 
@@ -159,7 +162,7 @@ def test_file_that_lacks_a_channel_does_not_end_the_scan(
     settings = Settings(output=tmp_path / "out", snapshots=False, channels=(2, 3))
     recordings = find_recordings([tmp_path], settings.output)
     found: list[Detection] = []
-    summary = scan(recordings, ensemble, settings, found.append, nothing, threading.Event())
+    summary = scanned_here(recordings, ensemble, settings, found.append)
     assert (summary.files, summary.faulty) == (2, 1) and [Path(item.source).name for item in found] == ["b.wav"]
     rows, faulty = clip_scores(recordings, ensemble, settings, nothing, threading.Event())
     assert [name for name, _ in rows] == ["b.wav"] and faulty == 1
@@ -174,7 +177,7 @@ def test_names_that_are_not_utf_8_are_made_printable(recording: Path, ensemble: 
     write_scores(tmp_path / "scores.csv", rows)
     assert (tmp_path / "scores.csv").read_text().splitlines()[1].startswith("orque_\\xe9.flac,0.")
     found: list[Detection] = []
-    scan(recordings, ensemble, settings, found.append, nothing, threading.Event())
+    scanned_here(recordings, ensemble, settings, found.append)
     assert len(found) == 2 and found[0].source.endswith("in/orque_\\xe9.flac")
     assert (settings.output / str(found[0].clip)).is_file()
 
@@ -188,23 +191,29 @@ def test_links_to_folders_are_followed_once(recording: Path, tmp_path: Path) -> 
     assert [item.name for item in find_recordings([tree], tmp_path / "out")] == ["link/calls.flac"]
 
 
-def test_stop_keeps_what_was_heard_and_counts_the_rest(recording: Path, ensemble: Any, tmp_path: Path) -> None:
+def test_a_stopped_scan_goes_on_where_it_was(recording: Path, ensemble: Any, tmp_path: Path) -> None:
+    """Nothing of the file that was being scanned is kept; in the end everything is as without the stop."""
     (recording.parent / "second.flac").write_bytes(recording.read_bytes())
     settings = Settings(output=tmp_path / "out", snapshots=False)
     recordings = find_recordings([recording.parent], settings.output)
     stop = threading.Event()
     found: list[Detection] = []
 
-    def at_five_seconds(seconds: float) -> None:
+    def at_fifteen_seconds(seconds: float) -> None:
         heard.append(seconds)
-        if sum(heard) >= 5:
+        if sum(heard) >= 15:
             stop.set()
 
     heard: list[float] = []
-    summary = scan(recordings, ensemble, settings, found.append, at_five_seconds, stop)
-    assert (summary.files, summary.faulty, summary.events) == (2, 2, 1) == (2, 2, len(found))
-    assert 5 <= summary.scored_s < 6
+    summary = scanned_here(recordings, ensemble, settings, found.append, at_fifteen_seconds, stop)
+    assert (summary.files, summary.faulty, summary.events) == (2, 1, 2) == (2, 1, len(found))
     assert clip_scores(recordings, ensemble, settings, nothing, stop) == ([], 2)
+    again: list[Detection] = []
+    summary = scanned_here(recordings, ensemble, settings, again.append)
+    assert (summary.files, summary.faulty, summary.again, summary.events) == (2, 0, 1, 4)
+    whole: list[Detection] = []
+    scanned_here(recordings, ensemble, replace(settings, output=tmp_path / "whole"), whole.append)
+    assert again == whole and again[:2] == found
 
 
 def test_clip_that_was_stopped_has_no_score(recording: Path, ensemble: Any, caplog: pytest.LogCaptureFixture) -> None:
