@@ -126,9 +126,13 @@ def told(load: Load, settings: Settings, file: Path | None, every_s: float, chan
 def shown(load: Load, settings: Settings, file: Path | None, channel: int | None) -> tuple[str, Totals]:
     """Listen, with a view of the terminal; what was logged as a warning is told again when it has gone."""
     lookout = Lookout(True, channel, settings.output)
-    with Terminal() as terminal, stop_signals() as stop, noted(lookout), Viewer(terminal, lookout, channel, stop):
-        result = serve(load, file, True, lookout.detected, stop, lookout)
-        lookout.finish()
+    with Terminal() as terminal, stop_signals() as stop, noted(lookout):
+        viewer = Viewer(terminal, lookout, channel, stop)
+        with viewer:
+            result = serve(load, file, True, lookout.detected, stop, lookout)
+            lookout.finish()
+    if viewer.fault is not None:
+        raise viewer.fault
     for note in lookout.sight(0).notes[-5:]:
         if note.grave:
             log.warning("%s", note.text)
@@ -156,9 +160,14 @@ class Viewer:
     lookout : what is seen.
     channel : shown first; None for all.
     stop : set to end the watch.
+
+    Attributes
+    ----------
+    fault : what ended the view, other than a wish.
     """
 
     def __init__(self, terminal: Terminal, lookout: Lookout, channel: int | None, stop: Flag) -> None:
+        self.fault: Exception | None = None
         self._terminal = terminal
         self._lookout = lookout
         self._stop = stop
@@ -185,8 +194,8 @@ class Viewer:
         except OSError as fault:
             log.debug("the terminal is gone: %s", fault)
             self._stop.set()
-        except Exception:
-            log.exception("the view failed")
+        except Exception as fault:  # told when the terminal is as it was
+            self.fault = fault
             self._stop.set()
 
     def _wait(self, until_s: float) -> None:

@@ -98,8 +98,12 @@ class Screen:
             body = [*waiting(shown, width)]
         else:
             body = self._body(shown, shown.hearing, view, width, room)
-        body = [*body, *[Text()] * room][: max(0, room)]
-        return [*top, *body, *bottom][:height]
+        body = [*body, *(Text() for _ in range(room))][: max(0, room)]
+        lines = [*top, *body, *bottom][:height]
+        for line in lines:
+            if isinstance(line, Text):
+                line.truncate(width)
+        return lines
 
     def _body(self, sight: Sight, hearing: Hearing, view: View, width: int, room: int) -> list[Line]:
         listed = [*found(sight, width, list_room(room))]
@@ -114,6 +118,8 @@ class Screen:
         heights = shares(room - 2, len(picked))
         for index, rows in zip(picked, heights):
             lines += self._channel(sight, hearing, view, index, above[:, index], rows, (axis, cells, side))
+        if room < 3:
+            return [*lines, *listed]
         scores = hearing.scores[:, picked[0]] if len(picked) == 1 else fused_columns(hearing.scores)
         lines.append(strip(scores[-cells:], cells, axis, threshold, self.unicode, side))
         lines.append(time_axis(cells, axis))
@@ -145,12 +151,13 @@ class Screen:
         title = rows >= 5
         if title:
             yield heading(sight, hearing, index, axis + cells + 1 + side)
-        lines = rows - title - below
+        lines = max(1, rows - title - below)
         scale = (in_rows(above, self.palette.rows_of(lines)) - LEAST_DB) / CONTRASTS_DB[view.contrast]
         aside = [*self._aside(sight, hearing, index, side, lines, title)] if side else []
         for row, cell in enumerate(self.palette.lines(scale.astype(np.float32))):
             left = Text(label(row, lines, hearing.high_hz, axis), style=DIM)
             right = aside[row] if row < len(aside) else Text()
+            right.truncate(side)
             yield Joined(left, axis, cell, right)
         if below:
             yield self._compact(sight, hearing, index, axis + cells)
@@ -191,6 +198,7 @@ class Screen:
 
     def _bar(self, share: float, cells: int, style: str, mark: int | None) -> Text:
         """A bar of so many cells, with a mark."""
+        cells = max(1, cells)
         whole = max(0.0, min(1.0, share)) * cells
         full = int(whole)
         rest = BARS[int((whole - full) * 8) - 1] if self.unicode and int((whole - full) * 8) else ""
@@ -367,9 +375,7 @@ def detection_text(detection: Detection, width: int) -> str:
     serials = dict(zip(detection.channels, detection.hydrophones))
     serial = plain(serials.get(detection.best_channel, ""))
     wide = width >= 74
-    parts.append(
-        f"channel {detection.best_channel}{f' {serial}' if serial else ''}" if wide else f"ch {detection.best_channel}"
-    )
+    parts.append(f"channel {detection.best_channel} {serial}".rstrip() if wide else f"ch {detection.best_channel}")
     parts.append(f"{length_s:4.1f} s")
     if detection.bearing_deg is not None:
         error = "" if detection.bearing_error_deg is None else f" ± {detection.bearing_error_deg:.0f}"
