@@ -121,11 +121,9 @@ def served(output: Path, token: str = TOKEN, **changes: Any) -> Iterator[str]:
 
     app = create_app(replace(Settings(), output=output, **changes), token)
     server = create_server(app, host="127.0.0.1", port=0, threads=6)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
+    threading.Thread(target=server.run, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.effective_port}"
     finally:
         server.close()
-        server.task_dispatcher.shutdown()
-        thread.join(PATIENCE_S)
+        server.task_dispatcher.shutdown()  # connections that a browser keeps open do not hold the tests

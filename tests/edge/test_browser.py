@@ -14,6 +14,7 @@ import pytest
 
 pytestmark = pytest.mark.parts
 
+ESCAPE, TAB = "\ue00c", "\ue004"  # as WebDriver writes them
 ROOT = Path(__file__).parents[2]
 NOTE = """<script>alert('x')</script> "quoted" & <img src=x onerror=alert(1)>"""
 
@@ -83,9 +84,9 @@ def shown(browser: object) -> int:
 def test_a_day_is_reviewed_by_keyboard_alone(browser: Browser, output: Path) -> None:
     browser.go("/detection/40?verdict=none")
     browser.find("#reviewer").send_keys("Ada")
-    browser.key("")
+    browser.key(ESCAPE)
     browser.find("#note").send_keys(NOTE)
-    browser.key("")
+    browser.key(ESCAPE)
     ids = []
     for key in ("o", "n", "u"):
         ids.append(shown(browser))
@@ -168,7 +169,7 @@ def test_every_control_has_a_name(browser: Browser) -> None:
 def test_who_tabs_sees_where_they_are(browser: Browser) -> None:
     browser.go("/detection/40")
     for _ in range(12):
-        browser.key("\ue004")
+        browser.key(TAB)
         outline = browser.js("getComputedStyle(document.activeElement).outlineStyle")
         assert outline != "none", browser.js("document.activeElement.outerHTML.slice(0, 200)")
 
