@@ -90,4 +90,4 @@ def level_ticks(range_db: tuple[float, float], most: int = 4) -> list[Tick]:
 
 def times_ticks() -> list[Tick]:
     """Multiples of the average along the colour bar of relevance."""
-    return [Tick(100 * float(np.log(times) / np.log(MOST_TIMES)), f"{times}×") for times in TIMES]
+    return [Tick(100 * float(np.log(times) / np.log(MOST_TIMES)), f"{times}\N{MULTIPLICATION SIGN}") for times in TIMES]

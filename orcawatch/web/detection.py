@@ -234,7 +234,8 @@ def rendered(id: int, wanted: filters.Filter, said: dict[str, str] | None = None
         notices=facts.notices(detection, files.clip_path, files.fault, files.snapshot is not None),
         said=said or {"note": detection.verdict_note, "reviewer": request.cookies.get(REVIEWER, "")},
         levels=level_bar(detection, files, stored), times=axes.times_ticks(), longest=verdicts,
-        magma=[(colour, 1.0) for colour in pictures.MAGMA], viridis=list(zip(pictures.VIRIDIS, pictures.VEIL)), address=address,
+        magma=[(colour, 1.0) for colour in pictures.MAGMA],
+        viridis=list(zip(pictures.VIRIDIS, pictures.VEIL)), address=address,
     )  # fmt: skip
 
 

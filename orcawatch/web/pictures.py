@@ -1,4 +1,4 @@
-"""Pictures of pixels only, without axes, that a browser stretches over an axis: spectrograms, and relevance upon them."""
+"""Pictures of pixels only, which a browser stretches over axes: spectrograms, and relevance upon them."""
 
 from __future__ import annotations
 
