@@ -21,6 +21,7 @@ BINS = 160  # medians along a line
 MOST_DOTS = 1500
 RANGES = {"7": "7 days", "30": "30 days", "90": "90 days", "365": "a year"}
 MOST_DAYS = 3660
+EARLIEST, LATEST = date(1900, 1, 1), date(2200, 1, 1)
 HOURLY_DAYS = 2  # ranges up to this are by hour
 
 
@@ -70,10 +71,10 @@ def chosen(since: str | None, until: str | None, days: int, newest: str | None) 
     InputError : the last is before the first, or there are too many.
     """
     last = date.fromisoformat(until or newest or datetime.now(timezone.utc).date().isoformat())
+    if not EARLIEST <= last <= LATEST:
+        raise InputError(f"until must be a day from {EARLIEST} to {LATEST}, not {last}")
     first = date.fromisoformat(since) if since else max(date.min, last - timedelta(days=days - 1))
-    if not since and last.year < 2:
-        raise InputError(f"until must be a day of a recording, not {last.isoformat()}")
-    if not 0 <= (last - first).days < MOST_DAYS or last.year > 9998:
+    if not 0 <= (last - first).days < MOST_DAYS:
         raise InputError(f"since and until must be 1 to {MOST_DAYS} days, the first before the last")
     return Range(first, last)
 

@@ -1,0 +1,480 @@
+"""The review page: lists, filters, paging, status, effort, and what is shown when there is nothing to show."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from flask.testing import FlaskClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orcawatch import daemon
+from orcawatch.clock import Clocks
+from orcawatch.config import Settings
+from orcawatch.ledger import FileTime, Ledger, Session
+from orcawatch.records import Missing
+from orcawatch.schema import STEPS, migrate
+from orcawatch.store import Detection, Store, inserted, row_of
+from orcawatch.verdicts import give
+from orcawatch.web import charts, filters, queries
+from orcawatch.web.app import create_app
+from orcawatch.web.filters import Filter, from_args
+from orcawatch.web.site import Site
+
+TOKEN = "a-token-of-some-length"
+NOON = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
+ROWS = Detection(
+    None, "hydrophones", 5.0, 7.0, NOON, 0.8, (0, 1), (0.8, 0.4), 0, "first-light", "0" * 64, station="Sound"
+)
+
+Fill = Callable[..., list[int]]
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def fill(output: Path) -> Fill:
+    """Write detections: fill(detection, ...) gives their numbers."""
+
+    def write(*detections: Detection) -> list[int]:
+        with daemon.open_store(output) as store:
+            return [store.add(detection) for detection in detections]
+
+    return write
+
+
+@pytest.fixture
+def client(output: Path) -> FlaskClient:
+    return create_app(replace(Settings(), output=output), TOKEN).test_client()
+
+
+def shown(client: FlaskClient, address: str) -> list[int]:
+    """Numbers of the detections on a page of the list, in order."""
+    answer = client.get(address)
+    assert answer.status_code == 200, answer.text
+    return [int(number) for number in re.findall(r'<div class="when"><a href="/detection/(\d+)', answer.text)]
+
+
+def every(client: FlaskClient, query: str = "", way: str = "next") -> Iterator[list[int]]:
+    """Page after page, along the links."""
+    address: str | None = f"/?{query}"
+    while address:
+        answer = client.get(address)
+        yield shown(client, address)
+        found = re.search(rf'rel="{way}" href="([^"]+)"', answer.text)
+        address = found.group(1).replace("&amp;", "&") if found else None
+
+
+def test_detections_are_listed_by_day_newest_first(fill: Fill, client: FlaskClient) -> None:
+    early, late, other = fill(
+        ROWS, replace(ROWS, start_utc=NOON + timedelta(hours=1)), replace(ROWS, start_utc=NOON + timedelta(days=1))
+    )
+    assert shown(client, "/") == [other, late, early]
+    text = client.get("/").text
+    assert text.index("Monday 2 March 2026") < text.index("Sunday 1 March 2026")
+    assert "12:00:00" in text and "All times are UTC" in text
+
+
+def test_a_time_with_another_offset_is_listed_by_its_utc(fill: Fill, client: FlaskClient) -> None:
+    east = timezone(timedelta(hours=14))
+    first, second = fill(ROWS, replace(ROWS, start_utc=(NOON - timedelta(minutes=1)).astimezone(east)))
+    assert shown(client, "/?since=2026-03-01&until=2026-03-01") == [first, second]
+
+
+def test_files_without_a_time_stand_behind_under_their_source(fill: Fill, client: FlaskClient) -> None:
+    undated = replace(ROWS, start_utc=None, source="tapes/one.wav")
+    ids = fill(undated, ROWS, replace(undated, source="tapes/two.wav"))
+    assert shown(client, "/") == [ids[1], ids[0], ids[2]]
+    assert shown(client, "/?undated=1") == [ids[0], ids[2]]
+    assert "tapes/one.wav" in client.get("/?undated=1").text
+
+
+DAYS = [None, *(NOON + timedelta(hours=hours) for hours in (-13, -12, -0.5, 0, 11.99, 12, 40))]
+MADE = st.builds(
+    replace,
+    st.just(ROWS),
+    start_utc=st.sampled_from(DAYS),
+    score=st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]),
+    station=st.sampled_from(["", "Sound", "50% _\\"]),
+    source=st.sampled_from(["a.wav", "A%.wav", "b_\\.wav", "é'\"<.wav"]),
+    bundle=st.sampled_from(["one", "two"]),
+    best_channel=st.sampled_from([0, 1]),
+    verdict=st.sampled_from([None, "orca", "not_orca", "unsure"]),
+    verdict_note=st.sampled_from(["", "Loud & CLEAR", "100 % _sure_", "\\"]),
+)
+WANTED = st.builds(
+    Filter,
+    since=st.sampled_from([None, "2026-02-28", "2026-03-01", "2026-03-02"]),
+    until=st.sampled_from([None, "2026-02-28", "2026-03-01", "2026-03-03"]),
+    undated=st.booleans(),
+    station=st.sampled_from(["", "Sound", "50% _\\"]),
+    source=st.sampled_from(["", "a", "%", "_", "\\", "é", "<"]),
+    verdict=st.sampled_from([None, "none", "orca", "unsure"]),
+    score=st.sampled_from([None, 0.0, 0.5, 1.0]),
+    bundle=st.sampled_from(["", "two"]),
+    channel=st.sampled_from([None, 0, 1]),
+    note=st.sampled_from(["", "clear", "%", "_", "\\"]),
+    sort=st.sampled_from(["newest", "oldest", "score"]),
+)
+
+
+def lowered(text: str) -> str:
+    return "".join(chr(ord(letter) + 32) if "A" <= letter <= "Z" else letter for letter in text)
+
+
+def passes(detection: Detection, wanted: Filter) -> bool:
+    """The filter once more, in plain words."""
+    day = None if detection.start_utc is None else detection.start_utc.date().isoformat()
+    return all(
+        [
+            wanted.since is None or (day is not None and day >= wanted.since),
+            wanted.until is None or (day is not None and day <= wanted.until),
+            day is None or not wanted.undated,
+            wanted.station in ("", detection.station),
+            lowered(wanted.source) in lowered(detection.source),
+            wanted.verdict is None or (detection.verdict or "none") == wanted.verdict,
+            wanted.score is None or detection.score >= wanted.score,
+            wanted.bundle in ("", detection.bundle),
+            wanted.channel in (None, detection.best_channel),
+            lowered(wanted.note) in lowered(detection.verdict_note),
+        ]
+    )
+
+
+def expected(detections: Sequence[Detection], wanted: Filter) -> list[int]:
+    """Numbers of those that pass, in the filter's order."""
+    found = [(number, detection) for number, detection in enumerate(detections, 1) if passes(detection, wanted)]
+    if wanted.sort == "score":
+        return [number for number, _ in sorted(found, key=lambda pair: (-pair[1].score, -pair[0]))]
+    dated = [(detection.start_utc, number) for number, detection in found if detection.start_utc]
+    return [number for _, number in sorted(dated, reverse=wanted.sort == "newest")] + [
+        number for number, detection in found if detection.start_utc is None
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(MADE, min_size=1, max_size=14), WANTED)
+def test_filters_pages_and_neighbours_are_those_of_plain_python(detections: list[Detection], wanted: Filter) -> None:
+    right = expected(detections, wanted)
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        migrate(connection, 0, STEPS)
+        for detection in detections:
+            inserted(connection, row_of(detection))
+        forward = list(walk(connection, wanted, back=False))
+        assert [id for page in forward for id in page] == right
+        if right:
+            last = queries.key_of(queries.detections(connection, right[-1:])[0], wanted)
+            assert [id for page in walk(connection, wanted, True, last) for id in page[::-1]][::-1] == right[:-1]
+        assert queries.count(connection, wanted) == len(right)
+        for place, id in enumerate(right):
+            found = queries.neighbours(connection, id, wanted)
+            assert found is not None
+            assert found.previous == (right[place - 1] if place else None)
+            assert found.next == (right[place + 1] if place + 1 < len(right) else None)
+            assert (found.place, found.count) == (place + 1, len(right))
+        counts = queries.days(connection, wanted, "2026-03-01", "2026-03-31")
+        on_day = [
+            detections[id - 1]
+            for id in expected(detections, replace(wanted, since="2026-03-01", until="2026-03-31", undated=False))
+        ]
+        assert sum(counts.values()) == len(on_day)
+    assert from_args(wanted.fields()) == wanted
+
+
+def walk(connection: sqlite3.Connection, wanted: Filter, back: bool, key: str | None = None) -> Iterator[list[int]]:
+    """Pages of three."""
+    while True:
+        page = queries.page(connection, wanted, key, back, 3)
+        yield [int(row.id or 0) for row in page.detections]
+        key = page.before if back else page.after
+        if key is None:
+            return
+
+
+def test_paging_is_complete_and_without_doubles_while_rows_are_added(
+    fill: Fill, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = fill(*(replace(ROWS, start_utc=NOON + timedelta(seconds=number // 3)) for number in range(150)))
+    seen: list[int] = []
+    for page in every(client):
+        seen += page
+        fill(replace(ROWS, start_utc=NOON + timedelta(days=1)))
+    assert seen == sorted(ids, reverse=True)
+    assert len(list(every(client))) > 2
+
+
+@pytest.mark.parametrize("key", ["x", "n~", "n~2026~x", "s~1e999999~1", f"u~{10**30}", "u~1~2", "n~a'b~3", "~~~"])
+def test_a_key_that_is_none_is_passed_over(fill: Fill, client: FlaskClient, key: str) -> None:
+    fill(ROWS)
+    assert client.get("/", query_string={"after": key}).status_code == 200
+
+
+def test_the_list_is_answered_from_an_index_alone(tmp_path: Path) -> None:
+    with Store(tmp_path / "x.sqlite") as store, store.transaction() as connection:
+        for sort, parts in queries.PARTS.items():
+            wanted = Filter(
+                verdict="none", score=0.5, channel=1, station="x", bundle="y", source="z", note="q", sort=sort
+            )
+            for part in parts:
+                values = ("2026", 5)[2 - len(part.columns) :]
+                for asked in (Filter(sort=sort), wanted):
+                    query, given_values = queries.part_query(asked, part, values, False)
+                    plan = connection.execute(f"EXPLAIN QUERY PLAN {query}", (*given_values, 61)).fetchall()
+                    assert len(plan) == 1, plan
+                    assert "USING COVERING INDEX" in plan[0][3], plan
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["since=yesterday", "until=2026-02-30", "score=2", "score=nan", "verdict=maybe", "sort=up", "channel=-1",
+     f"note={'x' * 201}", "source=%00", "channel=%C2%B2"],
+)  # fmt: skip
+def test_a_wrong_filter_is_told_and_not_guessed(fill: Fill, client: FlaskClient, query: str) -> None:
+    fill(ROWS)
+    answer = client.get(f"/?{query}")
+    assert answer.status_code == 400
+    assert "must be" in answer.text
+
+
+AWKWARD = st.text(
+    st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), max_size=40
+) | st.sampled_from(
+    [
+        "<script>alert(1)</script>",
+        '"><img src=x onerror=alert(1)>',
+        "'-alert(1)-'",
+        "{{ 7*7 }}",
+        "</title><svg onload=a>",
+    ]
+)
+
+
+class Tags(HTMLParser):
+    """Every tag of a page with its attributes, and the text outside of tags."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, tuple[str, ...]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, tuple(name for name, _ in attributes)))
+
+
+@pytest.fixture(scope="module")
+def awkward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
+    """An output folder with one detection, and its number."""
+    output = tmp_path_factory.mktemp("awkward")
+    with daemon.open_store(output) as log:
+        id = log.add(replace(ROWS, start_utc=None, source="a", station="b"))
+        give(log, id, "unsure", "c", "d", NOON)
+    yield output, id
+
+
+@settings(max_examples=25, deadline=None)
+@given(AWKWARD.filter(str.strip), AWKWARD, AWKWARD.filter(str.strip))
+def test_names_and_notes_are_only_ever_text(awkward: tuple[Path, int], source: str, station: str, note: str) -> None:
+    output, id = awkward
+    client = create_app(replace(Settings(), output=output, station="b"), TOKEN).test_client()
+    plain = {address: Tags(client.get(address).text).found for address in ("/", "/status")}
+    with closing(sqlite3.connect(output / daemon.DATABASE, isolation_level=None)) as connection:
+        connection.execute("PRAGMA synchronous = OFF")
+        change = "UPDATE detections SET source = ?, station = ?, verdict_note = ? WHERE id = ?"
+        try:
+            connection.execute(change, (source, station or "b", note, id))
+            client.application.extensions["orcawatch"] = replace_station(client, station or "b")
+            for address, tags in plain.items():
+                found = [
+                    (tag, [name for name in names if name != "selected"])
+                    for tag, names in Tags(client.get(address).text).found
+                ]
+                assert [tag for tag in found if tag[0] != "option"] == [
+                    (tag, list(names)) for tag, names in tags if tag != "option"
+                ]
+                assert all(names == ["value"] for tag, names in found if tag == "option")
+        finally:
+            connection.execute(change, ("a", "b", "c", id))
+
+
+def replace_station(client: FlaskClient, station: str) -> Site:
+    """What is served, under another name."""
+    site = client.application.extensions["orcawatch"]
+    return replace(site, settings=replace(site.settings, station=station))
+
+
+def test_before_any_detection_it_says_what_to_do(output: Path, client: FlaskClient) -> None:
+    daemon.open_store(output).close()
+    text = client.get("/").text
+    assert "No detections yet" in text
+    assert f"orcawatch run --output {output}" in text
+    assert "Nothing was running" in client.get("/effort").text
+    assert "says nothing of any run" in client.get("/status").text
+
+
+def test_a_log_that_is_not_there_is_told_with_the_cure(output: Path, client: FlaskClient) -> None:
+    for address in ("/", "/effort", "/status"):
+        answer = client.get(address)
+        assert answer.status_code == 503
+        assert "is not there" in answer.text
+    assert client.get("/status.json").get_json()["error"]
+    assert not output.exists()
+    assert client.get("/healthz").status_code == 200
+
+
+def test_an_older_log_is_told_with_the_cure(output: Path, fill: Fill, client: FlaskClient) -> None:
+    fill(ROWS)
+    with closing(sqlite3.connect(output / daemon.DATABASE)) as connection:
+        connection.execute("PRAGMA user_version = 2")
+    answer = client.get("/")
+    assert answer.status_code == 503
+    assert "brings it up to date" in answer.text
+
+
+def test_a_damaged_log_is_told(output: Path, fill: Fill, client: FlaskClient) -> None:
+    fill(*[replace(ROWS, source="x" * 3000)] * 30)
+    path = output / daemon.DATABASE
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    assert client.get("/").status_code == 503
+    path.write_bytes(b"no database at all" * 500)
+    assert client.get("/").status_code == 503
+
+
+def test_reading_leaves_nothing_open_and_nothing_behind(output: Path, fill: Fill, client: FlaskClient) -> None:
+    fill(ROWS)
+    before = sorted(path.name for path in output.iterdir())
+    with daemon.open_store(output) as store:
+        client.get("/")
+        with store.transaction() as connection:
+            assert connection.execute("SELECT count(*) FROM detections").fetchone()[0] == 1
+        assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+    assert sorted(path.name for path in output.iterdir()) == before
+
+
+@pytest.fixture
+def session(output: Path, fill: Fill) -> int | None:
+    """An hour and a half from noon: recorded, a gap, recorded at a step, and two detections."""
+    with daemon.open_store(output) as store:
+        timeline = FileTime(100, lambda sample: NOON + timedelta(seconds=sample / 100))
+        ledger = Ledger(
+            store, Session("array", True, 100, (0, 1), ("A", "B"), "Sound", "first-light"), timeline, Clocks()
+        )
+        ledger.recorded(0, 360_000)
+        ledger.missing(Missing(360_000, 450_000, "gap", "device gone"))
+        ledger.step(1, "longer hop")
+        ledger.recorded(450_000, 540_000)
+        number = ledger.session
+        ledger.close()
+    fill(
+        replace(ROWS, session=number),
+        replace(ROWS, session=number, verdict="orca", start_utc=NOON + timedelta(minutes=5)),
+    )
+    return number
+
+
+def test_effort_is_that_of_the_ledger(session: int, client: FlaskClient) -> None:
+    text = client.get("/effort").text
+    row = re.search(r"<tr><th scope=\"row\">.*?2026-03-01</a></th>(.*?)</tr>", text, re.DOTALL)
+    assert row is not None
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row.group(1))
+    assert cells[:3] == ["1.00", "0.25", "0.25"]
+    assert cells[5:] == ["2", "1.600", "device gone 15.0 min"]
+
+
+def test_charts_are_well_formed_and_lie_within_their_frame(session: int, client: FlaskClient) -> None:
+    text = client.get("/effort?since=2026-03-01&until=2026-03-02").text
+    pictures = re.findall(r'<svg class="chart".*?</svg>', text, re.DOTALL)
+    assert len(pictures) == 3
+    for picture in pictures:
+        for path in ElementTree.fromstring(picture).iter("path"):
+            for x, y in re.findall(r"M([\d.-]+) ([\d.-]+)", path.attrib["d"]):
+                assert 0 <= float(x) <= charts.WIDTH and 0 <= float(y) <= charts.HEIGHT
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
+def test_ticks_are_few_and_inside(low: float, span: float) -> None:
+    found = charts.ticks(low, low + span)
+    assert 1 <= len(found) <= charts.TICKS_Y + 2
+    assert all(low - span * 1e-6 <= tick <= low + span * (1 + 1e-6) for tick in found)
+
+
+@given(st.datetimes(datetime(1990, 1, 1), datetime(2090, 1, 1)), st.floats(0.04, 3650))
+def test_time_ticks_are_few_and_inside(since: datetime, days: float) -> None:
+    start = since.replace(tzinfo=timezone.utc)
+    end = start + timedelta(days=days)
+    found = charts.time_ticks(start, end)
+    assert len(found) <= charts.TICKS_X + 5
+    assert all(start <= moment <= end for moment, _ in found)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "days=0",
+        "days=x",
+        "since=2026-03-02&until=2026-03-01",
+        "since=0001-01-01",
+        "until=0001-01-01",
+        "until=9999-12-31",
+        "since=no",
+    ],
+)
+def test_a_wrong_range_is_told(session: int, client: FlaskClient, query: str) -> None:
+    assert client.get(f"/effort?{query}").status_code == 400
+
+
+def test_status_tells_a_daemon_from_none(session: int, output: Path, client: FlaskClient) -> None:
+    seen = client.get("/status.json").get_json()
+    assert seen["state"] == "not running"
+    assert seen["account"]["step_name"] == "longer hop"
+    assert seen["detections"]["unreviewed"] == 1
+    with daemon.only_writer(output):
+        assert client.get("/status.json").get_json()["state"] == "silent"
+    assert "Sound" in client.get("/status").text
+
+
+def test_thumbnails_are_small_and_only_of_the_output_folder(
+    output: Path, fill: Fill, client: FlaskClient, tmp_path: Path
+) -> None:
+    picture = Path(__file__).parents[2] / "docs" / "snapshot.png"
+    outside = tmp_path / "secret.png"
+    outside.write_bytes(picture.read_bytes())
+    daemon.make_folders(output)
+    (output / "snapshots" / "a.png").write_bytes(picture.read_bytes())
+    (output / "snapshots" / "link.png").symlink_to(outside)
+    names = [
+        "snapshots/a.png",
+        "../secret.png",
+        str(outside),
+        "snapshots/link.png",
+        "snapshots/gone.png",
+        "snapshots",
+        None,
+    ]
+    ids = fill(*(replace(ROWS, snapshot=name) for name in names))
+    answers = [client.get(f"/thumbnail/{id}.jpg") for id in ids]
+    assert [answer.status_code for answer in answers] == [200, *[404] * 6]
+    assert len(answers[0].data) < 20_000
+    assert client.get(f"/thumbnail/{2**70}.jpg").status_code == 404
+
+
+def test_the_whole_page_is_small(fill: Fill, client: FlaskClient) -> None:
+    fill(*(replace(ROWS, start_utc=NOON + timedelta(minutes=number)) for number in range(100)))
+    sizes = [
+        len(client.get(address).data) for address in ("/", "/static/style.css", "/static/list.js", "/static/icon.svg")
+    ]
+    assert sum(sizes) < 100_000
+    assert not re.findall(r"(?:src|href)=\"(?:https?:)?//", client.get("/").text)
+    assert filters.Filter().fields() == {}

@@ -1,0 +1,326 @@
+"""Who may read and write the review page: the token, addresses, other sites, and bounds of the real server."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from datetime import datetime, timezone
+from http.client import HTTPConnection
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from flask import Flask
+from werkzeug.test import TestResponse
+
+from orcawatch import daemon
+from orcawatch.cli import main
+from orcawatch.config import Settings
+from orcawatch.errors import InputError
+from orcawatch.store import Detection
+from orcawatch.web import access, server
+from orcawatch.web.access import COOKIE, derived, is_loopback, names_loopback, read_token
+from orcawatch.web.app import create_app
+
+TOKEN = "a-token-of-some-length"
+NOON = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
+ELSEWHERE = {"REMOTE_ADDR": "192.168.4.20"}
+FORM = {"verdict": "orca", "note": "", "reviewer": "me", "csrf": derived(TOKEN, "csrf")}
+COOKIES = {"Cookie": f"{COOKIE}={derived(TOKEN, 'cookie')}"}
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+WRITE = "/detection/1/verdict"
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    with daemon.open_store(folder) as log:
+        log.add(Detection(None, "sea", 0.0, 2.0, NOON, 0.8, (0,), (0.8,), 0, "first-light", "0" * 64))
+    return folder
+
+
+@pytest.fixture
+def app(output: Path) -> Flask:
+    return create_app(replace(Settings(), output=output), TOKEN)
+
+
+def verdict(output: Path) -> str | None:
+    with daemon.Store.reader(output / daemon.DATABASE) as reader:
+        return reader.detections()[0].verdict
+
+
+def asked(app: Flask, address: str = "/", host: str = "localhost:8765", **options: Any) -> TestResponse:
+    """The answer to one request of a client without memory."""
+    return app.test_client(use_cookies=False).open(address, base_url=f"http://{host}", **options)
+
+
+@pytest.mark.parametrize(
+    ("host", "where", "headers", "code"),
+    [
+        ("localhost:8765", {}, {}, 200),
+        ("127.0.0.1:9000", {}, {}, 200),
+        ("[::1]:8765", {}, {}, 200),
+        ("127.0.0.1", {"REMOTE_ADDR": "::ffff:127.0.0.1"}, {}, 200),
+        ("evil.example", {}, {}, 401),
+        ("localhost.evil.example", {}, {}, 401),
+        ("127.0.0.1.evil.example:8765", {}, {}, 401),
+        ("localhost", ELSEWHERE, {}, 401),
+        ("buoy.local", ELSEWHERE, COOKIES, 200),
+        ("buoy.local", ELSEWHERE, BEARER, 200),
+        ("buoy.local", ELSEWHERE, {"Authorization": "Bearer wrong"}, 401),
+        ("buoy.local", ELSEWHERE, {"Authorization": f"Basic {TOKEN}"}, 401),
+        ("buoy.local", ELSEWHERE, {"Cookie": f"{COOKIE}={TOKEN}"}, 401),
+        ("buoy.local", ELSEWHERE, {"X-Forwarded-For": "127.0.0.1", "X-Real-IP": "127.0.0.1"}, 401),
+        ("localhost", {}, {"X-Forwarded-For": "127.0.0.1"}, 401),
+        ("localhost", {}, {"Forwarded": "for=127.0.0.1"}, 401),
+        ("localhost", {}, {"Via": "1.1 proxy"}, 401),
+    ],
+)
+@pytest.mark.parametrize("address", ["/", "/status.json", "/detection/1", "/nowhere"])
+def test_who_may_read(
+    app: Flask, address: str, host: str, where: dict[str, str], headers: dict[str, str], code: int
+) -> None:
+    answer = asked(app, address, host, environ_overrides=where, headers=headers)
+    present = {"/nowhere": 404}.get(address, 200)
+    assert answer.status_code == (present if code == 200 else code)
+
+
+def test_reading_here_can_need_the_token_too(output: Path) -> None:
+    app = create_app(replace(Settings(), output=output), TOKEN, always=True)
+    assert asked(app).status_code == 401
+    assert asked(app, headers=BEARER).status_code == 200
+    assert asked(app, "/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "changes", "code"),
+    [
+        (COOKIES, {}, 303),
+        ({**COOKIES, "Origin": "http://localhost:8765", "Sec-Fetch-Site": "same-origin"}, {}, 303),
+        (BEARER, {"csrf": ""}, 303),
+        ({}, {}, 401),
+        ({"Cookie": f"{COOKIE}=wrong"}, {}, 401),
+        (COOKIES, {"csrf": ""}, 403),
+        (COOKIES, {"csrf": TOKEN}, 403),
+        (COOKIES, {"csrf": "é"}, 403),
+        ({**COOKIES, "Origin": "http://evil.example"}, {}, 403),
+        ({**COOKIES, "Origin": "null"}, {}, 403),
+        ({**COOKIES, "Origin": "http://localhost:8766"}, {}, 403),
+        ({**COOKIES, "Sec-Fetch-Site": "cross-site"}, {}, 403),
+        ({**COOKIES, "Sec-Fetch-Site": "same-site"}, {}, 403),
+        ({**BEARER, "Origin": "http://evil.example"}, {}, 403),
+    ],
+)
+def test_who_may_write(app: Flask, output: Path, headers: dict[str, str], changes: dict[str, str], code: int) -> None:
+    answer = asked(app, WRITE, method="POST", headers=headers, data={**FORM, **changes})
+    assert answer.status_code == code, answer.text
+    assert verdict(output) == ("orca" if code == 303 else None)
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH"])
+def test_other_ways_to_write_are_refused(app: Flask, method: str) -> None:
+    assert asked(app, WRITE, method=method).status_code == 401
+    assert asked(app, WRITE, method=method, headers=BEARER).status_code == 405
+
+
+def test_the_printed_address_becomes_a_cookie_and_a_clean_address(app: Flask) -> None:
+    client = app.test_client()
+    options = {"base_url": "http://buoy.local:8765", "environ_overrides": ELSEWHERE}
+    answer = client.get(f"/status?token={TOKEN}&x=1", **options)
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/status?x=1")
+    cookie = answer.headers["Set-Cookie"]
+    assert "HttpOnly" in cookie and "SameSite=Strict" in cookie and TOKEN not in cookie
+    page = client.get("/status", **options)
+    assert page.status_code == 200
+    assert derived(TOKEN, "csrf") in page.text and TOKEN not in page.text
+    assert derived(TOKEN, "csrf") not in asked(app).text
+
+
+@pytest.mark.parametrize("path", ["//evil.example/", "/%5Cevil.example", "/\\evil.example"])
+def test_the_clean_address_is_always_here(app: Flask, path: str) -> None:
+    answer = asked(app, f"{path}?token={TOKEN}", environ_overrides={"PATH_INFO": path.split("?")[0]})
+    assert answer.status_code == 303
+    assert re.match(r"/(?![/\\])", answer.headers["Location"])
+
+
+def test_a_token_can_be_typed(app: Flask) -> None:
+    options: dict[str, Any] = {"method": "POST", "environ_overrides": ELSEWHERE, "host": "buoy.local"}
+    assert asked(app, "/token", data={"token": f" {TOKEN} "}, **options).status_code == 303
+    assert asked(app, "/token", data={"token": "wrong"}, **options).status_code == 401
+    assert (
+        asked(app, "/token", data={"token": TOKEN}, headers={"Origin": "http://evil.example"}, **options).status_code
+        == 403
+    )
+    assert '<form method="post" action="/token"' in asked(app, host="buoy.local", environ_overrides=ELSEWHERE).text
+
+
+def test_wrong_tokens_are_soon_not_looked_at_any_more(output: Path) -> None:
+    now_s = [0.0]
+    rules = access.Access(TOKEN, steady_s=lambda: now_s[0])
+    app = create_app(replace(Settings(), output=output), TOKEN)
+    app.extensions["orcawatch"] = replace(app.extensions["orcawatch"], access=rules)
+    wrong = {"Authorization": "Bearer guess"}
+    codes = [asked(app, environ_overrides=ELSEWHERE, headers=wrong).status_code for _ in range(12)]
+    assert codes == [401] * access.MOST_FAILURES + [429] * 2
+    assert asked(app, environ_overrides=ELSEWHERE, headers=BEARER).status_code == 429
+    assert asked(app, headers=BEARER).status_code == 200
+    now_s[0] = access.FORGET_S + 1
+    assert asked(app, environ_overrides=ELSEWHERE, headers=BEARER).status_code == 200
+
+
+def test_what_is_remembered_of_failures_is_bounded() -> None:
+    failures = access.Failures(lambda: 0.0)
+    for number in range(3 * access.MOST_ADDRESSES):
+        failures.add(str(number))
+    assert len(failures._found) == access.MOST_ADDRESSES
+
+
+@pytest.mark.parametrize("address", ["/", "/nowhere", "/static/style.css", "/status.json", "/healthz"])
+def test_every_answer_keeps_other_sites_out(app: Flask, address: str) -> None:
+    headers = asked(app, address).headers
+    assert headers["Content-Security-Policy"].startswith("default-src 'self'")
+    assert "unsafe" not in headers["Content-Security-Policy"]
+    assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert "Access-Control-Allow-Origin" not in headers
+    assert ("max-age" in headers["Cache-Control"]) == address.startswith("/static")
+
+
+def test_pages_hold_no_script_or_style_of_their_own(app: Flask) -> None:
+    for address in ("/", "/effort", "/status", "/detection/1", "/nowhere"):
+        text = asked(app, address, headers=COOKIES).text
+        assert not re.search(r"<script(?![^>]*src=\"/static/)|\sstyle=|<style", text)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/static/../app.py",
+        "/static/%2e%2e/app.py",
+        "/static/..%2fapp.py",
+        "/static//etc/passwd",
+        "/../web-token",
+        "/web-token",
+    ],
+)
+def test_no_path_leads_out(app: Flask, output: Path, path: str) -> None:
+    read_token(output, None)
+    assert asked(app, path, follow_redirects=True).status_code == 404
+
+
+def test_a_token_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
+    token = read_token(tmp_path / "new", None)
+    assert len(token) >= 32
+    assert read_token(tmp_path / "new", None) == token
+    assert stat.S_IMODE((tmp_path / "new" / "web-token").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("content", [b"", b"short", b"two words of a token\n", b"\xff\xfe" * 20, b"x" * 600])
+def test_a_poor_token_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "token").write_bytes(content)
+    with pytest.raises(InputError, match="token"):
+        read_token(tmp_path, tmp_path / "token")
+
+
+def test_loopback_is_told_by_number_and_name() -> None:
+    assert all(map(is_loopback, ("127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1")))
+    assert not any(map(is_loopback, ("0.0.0.0", "10.0.0.1", "", "localhost", "fe80::1%eth0", None)))
+    assert not any(map(names_loopback, ("", "[", "127.0.0.1@evil.example:80x", "evil@", "0.0.0.0")))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [(["gone"], "is not there"), ([".", "--address", "192.0.2.1"], "cannot be had"), ([".", "--port", "99999"], "65535"),
+     ([".", "--address", "no such name"], "no address of this machine")],
+)  # fmt: skip
+def test_the_command_says_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["serve", *arguments])
+    assert result.exit_code == 2
+    assert text in result.output
+
+
+@pytest.fixture
+def process(output: Path) -> Iterator[tuple[subprocess.Popen[str], int, str]]:
+    """`orcawatch serve` on a free port: the process, the port and the token."""
+    command = [sys.executable, "-m", "orcawatch.cli", "serve", str(output), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            assert running.stdout is not None
+            found = re.match(r"http://127\.0\.0\.1:(\d+)/\?token=([\w-]+)\n", running.stdout.readline())
+            assert found is not None
+            yield running, int(found.group(1)), found.group(2)
+        finally:
+            running.kill()
+
+
+def test_the_command_serves_until_it_is_told_to_stop(process: tuple[subprocess.Popen[str], int, str]) -> None:
+    running, port, token = process
+    with closing(HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+        connection.request("GET", "/")
+        answer = connection.getresponse()
+        assert (answer.status, answer.getheader("Server")) == (200, None)
+        assert b"1 detection" in answer.read()
+        connection.request(
+            "POST",
+            WRITE,
+            "verdict=unsure&note=&reviewer=",
+            {"Authorization": f"Bearer {token}", "Content-Type": "application/x-www-form-urlencoded"},
+        )
+        assert connection.getresponse().status == 303
+    with closing(HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+        connection.request("GET", "/", headers={"X-Forwarded-For": "127.0.0.1"})
+        assert connection.getresponse().status == 401
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(20) == 0
+
+
+@pytest.fixture
+def served(app: Flask) -> Iterator[int]:
+    """The application behind the real server, impatient: the port."""
+    with server.listening("127.0.0.1", 0) as place:
+        serving = server.server(app, place, idle_s=2)
+        worker = Thread(target=serving.run, daemon=True)
+        worker.start()
+        yield place.getsockname()[1]
+        serving.close()
+
+
+def test_a_large_body_and_large_headers_are_refused(served: int) -> None:
+    for headers, body, code in (({}, b"x" * (1 << 20), 413), ({"X-Long": "x" * (64 << 10)}, b"", 431)):
+        with closing(HTTPConnection("127.0.0.1", served, timeout=20)) as connection:
+            try:
+                connection.request("POST", WRITE, body, headers)
+            except (BrokenPipeError, ConnectionResetError):
+                continue
+            assert connection.getresponse().status == code
+
+
+def test_a_request_that_dribbles_in_is_ended(served: int) -> None:
+    with closing(socket.create_connection(("127.0.0.1", served), timeout=20)) as connection:
+        began_s = time.monotonic()
+        connection.sendall(b"GET / HTTP/1.1\r\n")
+        connection.settimeout(0.3)
+        ended = False
+        while not ended and time.monotonic() - began_s < 15:
+            try:
+                connection.sendall(b"X: y\r\n")
+                ended = connection.recv(100) == b""
+            except (socket.timeout, TimeoutError):
+                continue
+            except OSError:
+                ended = True
+        assert ended
