@@ -106,6 +106,29 @@ def shadow() -> None:
 @shadow.command(epilog=EXIT_CODES)
 @config_option
 @output_option
+@click.option("--digest", help="How the shadow's digest begins. [default: the one that scored last]")
+@click.option("--csv", "table", type=FILE, metavar="FILE", help="Write every detection of either bundle there.")
+@logged
+def report(config: Path | None, output: Path | None, digest: str | None, table: Path | None) -> None:
+    """Tell what the shadow found, beside the current bundle, in the time that both scored."""
+    from .daemon import DATABASE
+    from .durable import write_bytes
+    from .shadow import csv_text, lines, summary
+    from .store import Store
+
+    path = chosen_settings(config, None, output).output / DATABASE
+    with Store.reader(path) as reader, reader.transaction() as connection:
+        found = summary(connection, digest)
+    if found is None:
+        raise InputError(f"{path} holds no such shadow: begin one with `orcawatch bundle install PATH --shadow`")
+    if table is not None:
+        write_bytes(table, csv_text(found.pairs).encode())
+    click.echo("\n".join(lines(found)))
+
+
+@shadow.command(epilog=EXIT_CODES)
+@config_option
+@output_option
 @logged
 def promote(config: Path | None, output: Path | None) -> None:
     """Make the shadow the current bundle."""

@@ -6,6 +6,7 @@ import logging
 import sqlite3
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -162,6 +163,10 @@ class Logbook:
         )
         if picture is not None:
             self.post(("thumbnail", thumbnail_body(detection, picture)))
+
+    def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
+        """The store's, for what goes on beside the session."""
+        return self._store.transaction()
 
     def post(self, *messages: tuple[str, Mapping[str, Any]]) -> bool:
         """Put messages, (kind, body), into the outbox; whether the disk took them: otherwise they are gone."""

@@ -35,6 +35,7 @@ from .recorder import OnDetection
 from .records import Item, WindowScore
 from .reload import reload
 from .retention import Retention
+from .shadowing import Shadows
 from .shelf import Shelf
 from .sinks import Facts, effort_body, heartbeat_body, temperatures_c
 from .store import Detection, Store
@@ -136,7 +137,8 @@ class Service(Upkeep):
         self._next: tuple[Bundle, Ensemble] | None = None  # what the next session scores with
         self._ending = Ending(stop)
         self._open, self._watch = ExitStack(), ExitStack()
-        self._tell_at = 0.0
+        self._shadows = Shadows(Shelf(settings.output), self._ensemble_of, self.clocks.utc)
+        self._tell_at = self._look_at = 0.0
         self._began_s = self._beat_at = self.clocks.steady_s()
         self._since: tuple[datetime, Mapping[tuple[str, str], float]] = (self.clocks.utc(), {})
 
@@ -212,7 +214,11 @@ class Service(Upkeep):
         return self._outbox
 
     def heard(self, loop: Loop, item: Item | None, windows: Sequence[WindowScore]) -> None:
-        """Show it to who looks on."""
+        """Let the shadow hear it, and show it to who looks on."""
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + TELL_S
+            self._shadows.look(loop, self._settings)
+        self._shadows.heard(loop, item)
         self._watcher.heard(loop, item, windows)
 
     def processed(self, loop: Loop) -> None:
@@ -229,6 +235,8 @@ class Service(Upkeep):
 
     def ended(self, loop: Loop) -> None:
         """A last sign of life, with the effort since the one before."""
+        self._shadows.end()
+        self._look_at = 0.0
         self._beat_at = self.clocks.steady_s()
         self._tell(loop)
 
@@ -241,9 +249,13 @@ class Service(Upkeep):
 
         def report(detection: Detection) -> None:
             self.metrics.detected(detection.start_utc or self.clocks.utc())
+            self._shadows.detected(detection)
             on_detection(detection)
 
         return report
+
+    def _ensemble_of(self, bundle: Bundle) -> Ensemble:
+        return daemon.open_ensemble(self._settings, bundle)
 
     def room(self, size: int) -> bool:
         """Whether the disk has room for a clip."""
@@ -279,6 +291,7 @@ class Service(Upkeep):
             self._retention.settings = self._settings.retention
         if self._duty is not None:
             self._duty.duty = self._settings.duty
+        self._shadows.change(self._settings)
         self._take_bundle()
         self.notifier.ready()
 
