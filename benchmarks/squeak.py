@@ -2,7 +2,7 @@
 
     python benchmarks/squeak.py make WORK
     python benchmarks/squeak.py review WORK
-    orcawatch review export WORK/found WORK/reviewed
+    orcawatch review export WORK/found WORK/reviewed --devel-share 0
     orcawatch train run RECIPE --data DATA --data WORK/reviewed --run WORK/run
     orcawatch deploy bundle WORK/run WORK/bundle
     python benchmarks/squeak.py judge WORK --bundle WORK/bundle
