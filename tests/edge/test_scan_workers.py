@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import shutil
 import signal
@@ -58,16 +57,15 @@ def contents(output: Path) -> dict[str, Any]:
     """All that a scan leaves, without times of running."""
     with closing(sqlite3.connect(output / "detections.sqlite")) as connection:
         connection.row_factory = sqlite3.Row
-        rows = {
-            name: [
-                {key: row[key] for key in row.keys() if key not in OWN}
-                for row in connection.execute(f"SELECT * FROM {name}")
-            ]  # noqa: SIM118
-            for name in TABLES
-        }
+        rows = {name: [own(dict(row)) for row in connection.execute(f"SELECT * FROM {name}")] for name in TABLES}
     clips = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in (output / "clips").iterdir()}
     pictures = sorted(file.name for file in (output / "snapshots").iterdir())
     return {**rows, "clips": clips, "pictures": pictures, "aside": (output / "set-aside.csv").read_text()}
+
+
+def own(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what another run has otherwise."""
+    return {name: value for name, value in row.items() if name not in OWN}
 
 
 @pytest.fixture(scope="module")
@@ -102,13 +100,12 @@ def test_a_second_scan_prints_the_same_and_does_nothing(
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "clips").iterdir()} == before
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_scan_that_is_killed_goes_on(
     archive: Path, tmp_path: Path, whole: tuple[str, dict[str, Any]], seed: int
 ) -> None:
     """SIGKILL of the scan, its workers are left to end by themselves; three times, at any moment."""
     rng = random.Random(seed)
-    killed = 0
     for _ in range(3):
         call = command(archive, "--output", tmp_path / "out", "--timezone", "UTC", "--workers", 1 + seed % 2)
         process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -117,9 +114,7 @@ def test_a_scan_that_is_killed_goes_on(
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
-            killed += 1
     assert (scanned(archive, tmp_path / "out", "--workers", 2), contents(tmp_path / "out")) == whole
-    assert killed or os.cpu_count()  # a quick machine may have been done before
 
 
 def test_a_file_that_changed_is_scanned_again_unless_it_was_reviewed(archive: Path, tmp_path: Path) -> None:
@@ -193,7 +188,7 @@ def test_a_file_that_ends_its_process_is_set_aside(archive: Path, tmp_path: Path
     )
     (tmp_path / "deadly.py").write_text(code)
     script = (
-        "import os; os.environ['PARENT'] = str(os.getpid())\n"
+        "import os; os.environ.setdefault('PARENT', str(os.getpid()))\n"
         "from orcawatch import workers\nimport deadly\n"
         "workers.begin = deadly_begin = __import__('deadly_begin').begin\n"
         "from orcawatch.cli import main\n"
