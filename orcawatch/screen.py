@@ -449,7 +449,7 @@ def helped(width: int) -> Iterator[Text]:
         yield Text().append(f"  {key:<13}", "bold cyan").append(first)
         yield from (Text(" " * 15 + line) for line in more)
     about = (
-        "Colours are dB above each band's own median of the last minute. Yellow scores reach the threshold, the mark in "
+        "Colours: dB above each band's own median of the last minute. Yellow scores reach the threshold, the mark in "
         "the bars. Meters show RMS and the held peak; CLIP stays for 5 s."
     )
     yield Text()
