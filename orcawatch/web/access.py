@@ -9,7 +9,6 @@ import os
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -17,6 +16,7 @@ from typing import Callable
 from urllib.parse import urlsplit
 
 from flask import Request, abort, g, request
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import NotFound
 
 from ..durable import make_folder
@@ -189,7 +189,7 @@ def check_origin(asked: Request) -> None:
         abort(403, "The request came from another site.")
 
 
-def secured(headers: Mapping[str, str], given: dict[str, str]) -> dict[str, str]:
+def secured(headers: Headers, given: dict[str, str]) -> dict[str, str]:
     """The headers that a response still lacks."""
     return {name: value for name, value in {**HEADERS, **given}.items() if name not in headers}
 

@@ -114,7 +114,8 @@ def let_in() -> AnyResponse | None:
     """Take a token from the address, which then no longer shows it; else look whether the request may pass."""
     token = request.args.get("token")
     if token is None or request.method != "GET":
-        return site().access.check()
+        site().access.check()
+        return None
     rest = urlencode([(name, value) for name, value in request.args.items(multi=True) if name != "token"])
     path = "/" + quote(request.path).lstrip("/")
     return entered(token, f"{path}?{rest}" if rest else path)

@@ -98,7 +98,7 @@ def thumbnail(id: int) -> Response:
 
 def link(wanted: Filter, **changes: Any) -> str:
     """Address of the list with another filter."""
-    return url_for("lists.page", **wanted.fields(**changes))
+    return url_for("lists.page", **dict[str, Any](wanted.fields(**changes)))
 
 
 def grouped(detections: Sequence[Detection], wanted: Filter) -> Iterator[Group]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..store import COLUMNS, Detection, detection_of
 from .filters import NOT_REVIEWED, Filter
@@ -84,7 +84,8 @@ def page(connection: sqlite3.Connection, wanted: Filter, key: str | None, back: 
     return Page(rows, first if before else None, last if after else None)
 
 
-class Neighbours(NamedTuple):
+@dataclass(frozen=True)
+class Neighbours:
     """Where a detection stands in the list.
 
     Attributes

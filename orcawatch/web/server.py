@@ -23,6 +23,8 @@ IDLE_S = 20  # until a connection is closed on which no request was completed
 class Channel(HTTPChannel):  # type: ignore[misc]
     """A connection on which a request must arrive whole in a given time, not only some byte now and then."""
 
+    last_activity: float
+
     def handle_read(self) -> None:
         """Take what arrived; a request that was begun stays as old as it was."""
         began_s = self.last_activity if self.request is not None else None

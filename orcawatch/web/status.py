@@ -15,6 +15,7 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify, render_template
 
+from .. import shadow
 from ..daemon import LOCK
 from ..ledger import utc_of
 from . import words
@@ -76,6 +77,7 @@ def gathered() -> dict[str, Any]:
             "detections": detections(connection, now),
             "queues": queues(connection, [sink.queue for sink in site().settings.sinks]),
             "recoveries": recoveries(connection),
+            "shadow": shadowed(connection),
         }
     late_s = max(LEAST_LATE_S, LATE * site().settings.ledger.checkpoint_s)
     writing = locked(folder / LOCK)
@@ -221,6 +223,15 @@ def recoveries(connection: sqlite3.Connection) -> list[dict[str, Any]]:
     """When the log was found damaged, the newest first."""
     rows = connection.execute("SELECT utc, fault, moved_to FROM recoveries ORDER BY id DESC LIMIT 5")
     return [{"utc": shown(utc), "fault": fault, "moved_to": moved} for utc, fault, moved in rows]
+
+
+def shadowed(connection: sqlite3.Connection) -> dict[str, Any] | None:
+    """How the shadow bundle that scored last compares with the one in force; None where none ever did."""
+    found = shadow.summary(connection)
+    if found is None:
+        return None
+    names = ("bundle", "compared_s", "both", "only_current", "only_shadow")
+    return {name: getattr(found, name) for name in names}
 
 
 def shown(text: str | None) -> str | None:

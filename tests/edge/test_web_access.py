@@ -15,6 +15,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from http.client import HTTPConnection
 from pathlib import Path
+from shutil import copy
 from threading import Thread
 from typing import Any
 
@@ -41,12 +42,20 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 WRITE = "/detection/1/verdict"
 
 
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of one detection, to be copied."""
+    folder = tmp_path_factory.mktemp("log")
+    with daemon.open_store(folder) as store:
+        store.add(Detection(None, "sea", 0.0, 2.0, NOON, 0.8, (0,), (0.8,), 0, "first-light", "0" * 64))
+    return folder / daemon.DATABASE
+
+
 @pytest.fixture
-def output(tmp_path: Path) -> Path:
-    folder = tmp_path / "out"
-    with daemon.open_store(folder) as log:
-        log.add(Detection(None, "sea", 0.0, 2.0, NOON, 0.8, (0,), (0.8,), 0, "first-light", "0" * 64))
-    return folder
+def output(log: Path, tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    copy(log, tmp_path / "out")
+    return tmp_path / "out"
 
 
 @pytest.fixture
