@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -155,11 +156,12 @@ def make_day(work: Path, day: Day) -> None:
 # --- the bundle's answer ----------------------------------------------------------------------------------------------
 
 
-def scanned(recordings: Path, output: Path, bundle: str | None) -> list[Detection]:
-    """Detections of a day by the installed command, without pictures."""
-    output.mkdir(parents=True, exist_ok=True)
-    config = output.with_suffix(".yaml")
-    config.write_text("snapshots: false\nstation: Squeaky mooring\n")
+def scanned(recordings: Path, output: Path, bundle: str | None, start: float | None = None) -> list[Detection]:
+    """Detections of a day by the installed command, without pictures; `start` is another start threshold."""
+    shutil.rmtree(output, ignore_errors=True)  # a day that was scanned before is not to count twice
+    config = output.with_name(output.name + ".yaml")
+    thresholds = "" if start is None else f"start_threshold: {start}\nstop_threshold: {start / 2}\n"
+    config.write_text(f"snapshots: false\nstation: Squeaky mooring\n{thresholds}")
     command = [str(Path(sys.executable).with_name("orcawatch")), "scan", str(recordings), "--output", str(output)]
     command += ["--config", str(config), "--quiet", *(["--bundle", bundle] if bundle else [])]
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
@@ -195,10 +197,11 @@ def review(work: Path) -> None:
     print(f"{len(found)} detections, {alarms} of them false: {output}")
 
 
-def judge(work: Path, bundle: str) -> None:
+def judge(work: Path, bundle: str, start: float | None) -> None:
     """Scan day 2 with the shipped bundle and another one, and print what each said."""
     recordings = work / DAYS[1].name
-    old, new = (scanned(recordings, work / name, which) for name, which in (("old", None), ("new", bundle)))
+    old = scanned(recordings, work / "old", None)
+    new = scanned(recordings, work / f"new{start or ''}", bundle, start)
     print(table(recordings, old, new))
 
 
@@ -248,6 +251,7 @@ def main() -> None:
     parser.add_argument("step", choices=["make", "review", "judge"])
     parser.add_argument("work", type=Path)
     parser.add_argument("--bundle", help="The retrained bundle, for judge.")
+    parser.add_argument("--start", type=float, help="Start threshold of the retrained bundle. [default: its own]")
     given = parser.parse_args()
     if given.step == "make":
         for day in DAYS:
@@ -255,7 +259,7 @@ def main() -> None:
     elif given.step == "review":
         review(given.work)
     else:
-        judge(given.work, given.bundle or parser.error("judge needs --bundle"))
+        judge(given.work, given.bundle or parser.error("judge needs --bundle"), given.start)
 
 
 if __name__ == "__main__":
