@@ -241,7 +241,8 @@ def rendered(id: int, wanted: filters.Filter, said: dict[str, str] | None = None
 
 def address(id: int, wanted: filters.Filter) -> str:
     """Of a detection's page, within a filter."""
-    return url_for("detection.page", id=id, **wanted.fields())
+    fields: dict[str, Any] = dict(wanted.fields())
+    return url_for("detection.page", id=id, **fields)
 
 
 def history_of(id: int) -> list[verdicts.Verdict]:
