@@ -39,7 +39,7 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def listened(scene: Path, folder: Path, *options: str) -> tuple[Console, float]:
+def listened(scene: Path, folder: Path, target: Path, *options: str) -> tuple[Console, float]:
     """Play a scene for 12 s of its 40; the console, and processor time a second meanwhile."""
     arguments = ["--input", str(scene), "--output", str(folder), *options]
     with console(*COMMAND, *arguments, size=SIZE) as shown:
@@ -49,7 +49,7 @@ def listened(scene: Path, folder: Path, *options: str) -> tuple[Console, float]:
         shown.wait_for("0:00:22  level" if plain else LOOK_AT)
         spent = (cpu_s(shown.process.pid) - before) / 12
         if options and not plain:
-            picture(shown, Path(sys.argv[1]).resolve())
+            picture(shown, target)
         shown.press("q" if not plain else "\x03")
         shown.end()
     return shown, spent
@@ -58,14 +58,13 @@ def listened(scene: Path, folder: Path, *options: str) -> tuple[Console, float]:
 def main() -> None:
     """Make the picture, print the figures."""
     with tempfile.TemporaryDirectory() as folder:
-        scene = Path(folder) / "sea.flac"
+        target, scene = Path(sys.argv[1]).resolve(), Path("sea.flac")
+        os.chdir(folder)
         settings = SceneSettings(duration_s=40, rate_hz=44100, seed=7, calls_per_minute=20, snr_low_db=9)
         write_scene(simulate_scene(settings), scene)
-        _, plain = listened(scene, Path(folder) / "plain", "--plain", "--every", "2")
-        shown, view = listened(scene, Path(folder) / "view", "--verbose")
-        print(
-            f"detection alone: {100 * plain:.1f} % of a core; with the view of {SIZE[0]} x {SIZE[1]}: {100 * view:.1f} %"
-        )
+        _, plain = listened(scene, Path("plain"), target, "--plain", "--every", "2")
+        shown, view = listened(scene, Path("view"), target, "--verbose")
+        print(f"detection alone: {100 * plain:.1f} % of a core; with the view: {100 * view:.1f} %")
         print(f"written to the terminal: {len(shown.raw) / 24 / 1000:.0f} kB/s")
 
 

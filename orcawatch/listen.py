@@ -33,7 +33,7 @@ Load = Callable[[], Settings]
 
 log = logging.getLogger(__name__)
 
-FRAME_S = 0.2
+FRAME_S = 0.25  # two columns
 END_S = 1.0
 UNSAVED_MB = 50.0  # of clips that nobody keeps
 
