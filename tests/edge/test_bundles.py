@@ -1,0 +1,486 @@
+"""Installed bundles: whole or not at all, whatever is unpacked, whenever the power fails, whoever else installs."""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import io
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from orcawatch import daemon, shelf, unpacking
+from orcawatch.bundle import SHIPPED, Bundle, load_bundle, write_bundle
+from orcawatch.bundles import in_force
+from orcawatch.config import Settings
+from orcawatch.errors import BundleError, InputError, OrcawatchError
+from orcawatch.shelf import Shelf
+from orcawatch.spectrogram import LogMel
+
+FILES = {"vggish.tflite": b"backbone", "heads.tflite": b"heads", "model-card.md": b"# card\n"}
+
+
+def make(folder: Path, name: str) -> Path:
+    backbone = {"name": "vggish", "file": "vggish.tflite", "feature_size": 512, "front_end": LogMel().to_dict()}
+    manifest = {
+        "name": name,
+        "backbones": [backbone],
+        "heads": {"file": "heads.tflite"},
+        "members": ["vggish"],
+        "vote": ["vggish"],
+        "hop_s": 0.48,
+        "channel_fusion": "max",
+        "thresholds": {"start": 0.7, "stop": 0.5},
+    }
+    write_bundle(folder / name, manifest, {**FILES, "heads.tflite": name.encode() * 1000})
+    return folder / name
+
+
+@pytest.fixture
+def bundles(tmp_path: Path) -> dict[str, Path]:
+    return {name: make(tmp_path / "made", name) for name in "abcd"}
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
+def current(output: Path) -> str:
+    found = in_force(Settings(output=output))
+    assert not found.faults
+    return found.bundle.name
+
+
+def test_install_rollback_and_forth(bundles: dict[str, Path], output: Path) -> None:
+    place = Shelf(output)
+    assert current(output) == "first-light"
+    for name in "ab":
+        assert place.install(bundles[name]).name == name and current(output) == name
+    assert place.rollback().name == "a" and current(output) == "a"
+    assert place.rollback().name == "b" and current(output) == "b"
+    place.install(bundles["c"])
+    assert [(item.bundle.name, item.roles) for item in place.listed() if item.bundle] == [
+        ("c", ("current",)),
+        ("b", ("previous",)),
+    ]
+    actions = [(entry["action"], entry["bundle"][0]) for entry in place.history()]
+    assert actions == [("install", "a"), ("install", "b"), ("rollback", "a"), ("rollback", "b"), ("install", "c")]
+    assert all(entry["who"] and entry["utc"] for entry in place.history())
+    assert not list(place.folder.glob("*.partial"))
+
+
+def test_installed_again_nothing_changes(bundles: dict[str, Path], output: Path) -> None:
+    place = Shelf(output)
+    place.install(bundles["a"])
+    place.install(bundles["b"])
+    place.install(bundles["b"])
+    assert (place.bundle("current").name, place.bundle("previous").name) == ("b", "a")
+
+
+def test_nothing_to_roll_back_to(bundles: dict[str, Path], output: Path) -> None:
+    place = Shelf(output)
+    with pytest.raises(BundleError, match="has no previous bundle to go back to"):
+        place.rollback()
+    place.install(bundles["a"])
+    place.install(bundles["b"])
+    damage(place.folder / "previous")
+    with pytest.raises(BundleError, match=r"cannot be used, and nothing was changed: .*heads.tflite is damaged"):
+        place.rollback()
+    assert current(output) == "b"
+
+
+def damage(folder: Path) -> None:
+    (folder / "heads.tflite").write_bytes(b"rot")
+
+
+def test_damaged_bundle_falls_back_loudly(
+    bundles: dict[str, Path], output: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place, settings = Shelf(output), Settings(output=output)
+    place.install(bundles["a"])
+    place.install(bundles["b"])
+    damage(place.folder / "current")
+    assert daemon.open_bundle(settings).name == "a"
+    assert "the installed bundle cannot be used" in caplog.text and "scores in its place" in caplog.text
+    damage(place.folder / "previous")
+    found = in_force(settings)
+    assert (found.bundle.folder, found.origin, len(found.faults)) == (SHIPPED, "shipped", 2)
+    for _ in range(2):
+        place.note_fall_back(found)
+    assert [entry["action"] for entry in place.history()] == ["install", "install", "fall back"]
+    assert place.install(bundles["b"]).name == "b" and current(output) == "b"  # the cure
+
+
+def test_lost_link_and_unreadable_manifest_are_faults_too(bundles: dict[str, Path], output: Path) -> None:
+    place, settings = Shelf(output), Settings(output=output)
+    place.install(bundles["a"])
+    place.install(bundles["b"])
+    (place.folder / "current").unlink()
+    found = in_force(settings)
+    assert found.bundle.name == "a" and len(found.faults) == 1
+    shutil.rmtree(place.folder / place.target("previous"))  # type: ignore[operator]
+    assert in_force(settings).origin == "shipped"
+
+
+def test_bundle_named_in_the_settings_has_no_stand_in(bundles: dict[str, Path], output: Path) -> None:
+    Shelf(output).install(bundles["a"])
+    assert in_force(Settings(output=output, bundle=bundles["b"])).origin == "settings"
+    damage(bundles["b"])
+    with pytest.raises(BundleError, match="is damaged"):
+        in_force(Settings(output=output, bundle=bundles["b"]))
+
+
+def test_installed_bundle_that_cannot_score_falls_back(bundles: dict[str, Path], output: Path) -> None:
+    Shelf(output).install(bundles["a"])  # whole, but its files are no models
+    found, ensemble = daemon.open_working(Settings(output=output))
+    assert found.origin == "shipped" and ensemble.bundle.name == "first-light" and len(found.faults) == 1
+
+
+def test_unfit_bundle_changes_nothing(bundles: dict[str, Path], output: Path) -> None:
+    place = Shelf(output)
+    place.install(bundles["a"])
+
+    def fits(found: Bundle) -> None:
+        raise BundleError("it scores 2.0")
+
+    damaged = bundles["c"]
+    damage(damaged)
+    for path, check, words in [
+        (bundles["b"], fits, "it scores 2.0"),
+        (damaged, lambda found: None, "is damaged"),
+        (output, lambda found: None, "not a bundle"),
+        (output / "nowhere", lambda found: None, "no bundle's folder"),
+    ]:
+        before = sorted(path.name for path in place.folder.iterdir())
+        with pytest.raises(BundleError, match=words):
+            place.install(path, check)
+        assert sorted(path.name for path in place.folder.iterdir()) == before and current(output) == "a"
+
+
+# The power fails.
+
+
+class Cut(BaseException):
+    """The power fails: nothing is cleaned up."""
+
+
+CALLS = ["mkdir", "open", "fsync", "rename", "replace", "symlink", "unlink", "chmod", "chown", "rmdir"]
+
+
+def cut_before(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseException) -> list[int]:
+    """The error comes in place of the numbered call of the system that changes something, and of all after it."""
+    count: list[int] = []
+
+    def wrapped(call: Callable[..., Any]) -> Callable[..., Any]:
+        def cut(*given: Any, **more: Any) -> Any:
+            count.append(1)
+            if len(count) >= number:
+                raise error
+            return call(*given, **more)
+
+        return cut
+
+    for name in CALLS:
+        monkeypatch.setattr(os, name, wrapped(getattr(os, name)))
+    monkeypatch.setattr(shelf.shutil, "rmtree", wrapped(shutil.rmtree))
+    return count
+
+
+CHANGES: dict[str, tuple[Callable[[Shelf, dict[str, Path]], object], set[str]]] = {
+    "install": (lambda place, bundles: place.install(bundles["c"]), {"b", "c"}),
+    "rollback": (lambda place, bundles: place.rollback(), {"b", "a"}),
+    "shadow": (lambda place, bundles: place.install_shadow(bundles["c"], 14), {"b"}),
+    "promote": (lambda place, bundles: place.promote(), {"b", "d"}),
+    "stop": (lambda place, bundles: place.stop_shadow(), {"b"}),
+}
+
+
+@pytest.mark.parametrize("change", list(CHANGES))
+@pytest.mark.parametrize("disk_error", [False, True])
+def test_power_cut_before_every_step_leaves_what_works(
+    change: str, disk_error: bool, bundles: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As it is after the cut: a bundle is in force, and the same change, made again, works."""
+    caplog.set_level(logging.CRITICAL)
+    make_change, allowed = CHANGES[change]
+    number, done = 0, False
+    before = tmp_path / "before"
+    before.mkdir()
+    Shelf(before).install(bundles["a"])
+    Shelf(before).install(bundles["b"])
+    Shelf(before).install_shadow(bundles["d"], 1)
+    while not done:
+        number += 1
+        output = tmp_path / f"out{number}"
+        shutil.copytree(before, output, symlinks=True)
+        place = Shelf(output)
+        error: BaseException = OSError(5, "Input/output error") if disk_error else Cut()
+        with pytest.MonkeyPatch.context() as patch:
+            count = cut_before(patch, number, error)
+            with suppress(Cut, OrcawatchError):
+                make_change(place, bundles)
+            done = len(count) < number
+        assert current(output) in allowed
+        trial = place.trial()
+        assert trial is None or load_bundle(place.folder / trial.folder)
+        assert place.install(bundles["c"]).name == "c" == current(output)
+        assert place.history()[-1]["current"] == place.target("current")
+    assert number > 8
+
+
+HISTORY_TORN = '{"utc": "2026-07-01T00:00:00+00:00", "who"'
+
+
+def test_torn_line_of_the_history_is_passed_over(bundles: dict[str, Path], output: Path) -> None:
+    place = Shelf(output)
+    place.install(bundles["a"])
+    with (place.folder / "history.jsonl").open("a") as file:
+        file.write(HISTORY_TORN)
+    place.install(bundles["b"])
+    assert [entry["bundle"][0] for entry in place.history()] == ["a", "b"]
+    (place.folder / "current").unlink()
+    (place.folder / "current").symlink_to(place.target("previous") or "")  # by hand
+    place.install(bundles["c"])
+    assert [entry["action"] for entry in place.history()][-2:] == ["found", "install"]
+
+
+INSTALLER = """
+import sys
+from pathlib import Path
+from orcawatch.shelf import Shelf
+place = Shelf(Path(sys.argv[1]))
+print(flush=True)
+while True:
+    for name in sys.argv[2:]:
+        place.install(Path(name))
+    place.rollback()
+    place.install_shadow(Path(sys.argv[3]), 1)
+    place.promote()
+"""
+
+
+@pytest.mark.parts
+def test_killed_again_and_again_a_whole_bundle_is_current(bundles: dict[str, Path], output: Path) -> None:
+    chance = random.Random(5)
+    paths = [str(bundles[name]) for name in "abc"]
+    Shelf(output).install(bundles["d"])
+    seen: set[str] = set()
+    for _ in range(12):
+        command = [sys.executable, "-c", INSTALLER, str(output), *paths]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        with process.stdout:
+            process.stdout.readline()
+            time.sleep(chance.uniform(0, 0.5))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        seen.add(current(output))
+    assert len(seen) > 1
+    Shelf(output).install(bundles["a"])
+    assert current(output) == "a" and not list((output / "bundles").glob("*.partial"))
+
+
+# Others, and disks.
+
+
+def test_two_at_once(bundles: dict[str, Path], output: Path) -> None:
+    place = Shelf(output)
+    place.install(bundles["a"])
+    with (place.folder / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for change in (lambda: place.install(bundles["b"]), place.rollback, place.stop_shadow):
+            with pytest.raises(InputError, match="another orcawatch changes"):
+                change()
+    assert current(output) == "a" and place.install(bundles["b"]).name == "b"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_folder_that_cannot_be_written(bundles: dict[str, Path], output: Path) -> None:
+    output.chmod(0o500)
+    with pytest.raises(OrcawatchError, match=r"cannot be changed: .*check the disk"):
+        Shelf(output).install(bundles["a"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_what_root_installs_belongs_to_whom_the_output_belongs_to(bundles: dict[str, Path], output: Path) -> None:
+    os.chown(output, 12345, 12345)
+    before = os.umask(0o077)
+    try:
+        Shelf(output).install(bundles["a"])
+        Shelf(output).install_shadow(bundles["b"], 1)
+    finally:
+        os.umask(before)
+    paths = [output / "bundles", *(output / "bundles").rglob("*")]
+    assert len(paths) > 10
+    for path in paths:
+        found = path.lstat()
+        assert (found.st_uid, found.st_gid) == (12345, 12345), path
+        if stat.S_ISDIR(found.st_mode):
+            assert stat.S_IMODE(found.st_mode) == 0o755, path
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_links_in_place_of_our_files_are_not_followed(bundles: dict[str, Path], output: Path, tmp_path: Path) -> None:
+    """The folder is the service's; root must not be led to write elsewhere by it."""
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    for name in ("history.jsonl", "lock"):
+        folder = output / "bundles"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        (folder / name).symlink_to(victim)
+        with pytest.raises(OrcawatchError, match="cannot be changed"):
+            Shelf(output).install(bundles["a"])
+    assert victim.read_text() == "mine" and victim.stat().st_uid == 0
+
+
+# Archives.
+
+
+def names(output: Path) -> list[str]:
+    return sorted(path.name for path in (output / "bundles").iterdir())
+
+
+def tarred(path: Path, add: Callable[[tarfile.TarFile], object]) -> Path:
+    with tarfile.open(path, "w:gz" if path.suffix in (".gz", ".tgz") else "w") as archive:
+        add(archive)
+    return path
+
+
+def entry(name: str, content: bytes = b"x", **changes: Any) -> tuple[tarfile.TarInfo, io.BytesIO]:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for key, value in changes.items():
+        setattr(info, key, value)
+    return info, io.BytesIO(content)
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tgz", ".zip"])
+@pytest.mark.parametrize("inside", ["", "a"])
+def test_archives(suffix: str, inside: str, bundles: dict[str, Path], output: Path, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in bundles["a"].iterdir():
+                archive.write(file, f"{inside}/{file.name}" if inside else file.name)
+    else:
+        tarred(path, lambda archive: archive.add(bundles["a"], inside or "."))
+    assert Shelf(output).install(path).name == "a"
+    assert current(output) == "a" and not list((output / "bundles").glob("*.partial"))
+
+
+LINK = {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd", "size": 0}
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ([entry("../evil")], "lie in one folder"),
+        ([entry("a/../../evil")], "lie in one folder"),
+        ([entry("/tmp/evil")], "lie in one folder"),
+        ([entry("a/b/c")], "lie in one folder"),
+        ([entry("a\\..\\evil")], "lie in one folder"),
+        ([entry("a/manifest.json", b"", **LINK)], "link or a device"),
+        ([entry("a/x", b"", type=tarfile.LNKTYPE, linkname="a/y")], "link or a device"),
+        ([entry("a/x", b"", type=tarfile.CHRTYPE)], "link or a device"),
+        ([entry("a/x", b"", type=tarfile.FIFOTYPE)], "link or a device"),
+        ([entry("a/x"), entry("a/x")], "twice"),
+        ([entry("a/x"), entry("b/x")], "beside"),
+        ([entry("a/x")], "no manifest.json"),
+        ([entry(f"a/{number}", b"") for number in range(300)], "more than 200 files"),
+        ([], "holds no files"),
+    ],
+)
+def test_archive_that_means_harm(members: list[Any], words: str, output: Path, tmp_path: Path) -> None:
+    path = tarred(tmp_path / "evil.tar.gz", lambda archive: [archive.addfile(*member) for member in members])
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(BundleError, match=words):
+        Shelf(output).install(path)
+    after = [
+        found for found in sorted(tmp_path.rglob("*")) if found.relative_to(tmp_path).parts[:2] != ("out", "bundles")
+    ]
+    assert after == before and names(output) == ["lock"]
+
+
+def test_zip_that_means_harm(output: Path, tmp_path: Path) -> None:
+    path = tmp_path / "evil.zip"
+    for name, mode, words in [("../evil", 0o100644, "lie in one folder"), ("a/x", 0o120777, "link or a device")]:
+        info = zipfile.ZipInfo(name)
+        info.external_attr = mode << 16
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(info, "/etc/passwd")
+        with pytest.raises(BundleError, match=words):
+            Shelf(output).install(path)
+    path.write_bytes(b"PK\x03\x04 no zip")
+    with pytest.raises(BundleError, match="damaged or no archive"):
+        Shelf(output).install(path)
+
+
+def bombs(folder: Path) -> Iterator[Path]:
+    """Much from little: a zip, a tar, a header that wants memory, a header that lies about a size."""
+    zeros = bytes(40 << 20)
+    with zipfile.ZipFile(folder / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/x", zeros)
+    yield folder / "bomb.zip"
+    yield tarred(folder / "bomb.tar.gz", lambda archive: archive.addfile(*entry("a/x", zeros)))
+    for name, kind in (("pax.tar.gz", tarfile.XHDTYPE), ("long.tar.gz", tarfile.GNUTYPE_LONGNAME)):
+        info = tarfile.TarInfo("a/x")
+        info.type, info.size = kind, len(zeros)
+        with gzip.open(folder / name, "wb") as file:
+            file.write(info.tobuf(tarfile.USTAR_FORMAT) + zeros)
+        yield folder / name
+    info = tarfile.TarInfo("a/x")
+    info.size = 1 << 60
+    (folder / "liar.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
+    yield folder / "liar.tar"
+
+
+def test_bombs(output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacking, "MOST_B", 32 << 20)
+    for path in bombs(tmp_path):
+        assert path.stat().st_size < 200_000
+        with pytest.raises(BundleError, match=r"unpacks to more than|damaged or no archive"):
+            Shelf(output).install(path)
+        assert names(output) == ["lock"]
+
+
+# The command line, with the real bundle.
+
+
+def orcawatch(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "orcawatch.cli", "bundle", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parts
+def test_commands(bundles: dict[str, Path], tmp_path: Path) -> None:
+    assert orcawatch(tmp_path, "install", str(SHIPPED)).stdout.startswith("current: first-light ")
+    refused = orcawatch(tmp_path, "install", str(bundles["a"]))
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    shown = orcawatch(tmp_path, "list").stdout
+    assert "in force   first-light" in shown and "(installed)" in shown and ": install first-light-" in shown
+    assert "no previous bundle" in orcawatch(tmp_path, "rollback").stderr
+    done = orcawatch(tmp_path, "install", str(SHIPPED), "--shadow", "--days", "14")
+    assert "scores beside the current bundle until 20" in done.stdout
+    assert orcawatch(tmp_path, "shadow", "stop").returncode == 0
+    assert orcawatch(tmp_path, "shadow", "stop").returncode == 2
+    assert orcawatch(tmp_path, "install", str(SHIPPED), "--days", "3").returncode == 2
+    text = (tmp_path / "orcawatch-out" / "bundles" / "history.jsonl").read_text()
+    assert [json.loads(line)["action"] for line in text.splitlines()] == ["install", "install shadow", "stop shadow"]
