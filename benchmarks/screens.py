@@ -24,6 +24,7 @@ from orcawatch.store import Detection  # noqa: E402
 
 SIZES = ((1280, 900), (390, 844))
 CLIP_S, RATE_HZ = 34.0, 48000
+SEEN = "(one) => one.complete || one.getBoundingClientRect().top > innerHeight"
 
 
 def main(folder: Path, names: list[str]) -> None:
@@ -73,6 +74,7 @@ def shoot(browser: Browser, folder: Path, found: dict[str, str]) -> None:
                 browser.go(path)
                 if name.startswith("detection"):
                     wait_for(lambda: ready(browser), 300)
+                wait_for(lambda: browser.js(f"[...document.images].every({SEEN})"))
                 browser.shoot(folder / f"{name}-{width}-{'dark' if dark else 'light'}.png")
                 if browser.overflow() > 0 or browser.strangers():
                     print(name, width, browser.overflow(), browser.strangers())
