@@ -86,8 +86,8 @@ class Printer:
         scores = " ".join("-" if score is None else f"{score:g}" for score in record["channel_scores"])
         line = io.StringIO()
         values = {**record, "channels": " ".join(map(str, record["channels"])), "channel_scores": scores}
-        csv.writer(line, lineterminator="").writerow([values[name] for name in self.COLUMNS])
-        return line.getvalue()
+        csv.writer(line).writerow([values[name] for name in self.COLUMNS])
+        return line.getvalue()[: -len("\r\n")]
 
     def _text(self, record: dict[str, Any]) -> str:
         span = f"{record['start_s']:.2f} to {record['end_s']:.2f} s"
