@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import signal
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+import soundfile
 
 pytestmark = pytest.mark.parts
 
@@ -202,3 +206,25 @@ def test_what_somebody_else_said_meanwhile_is_told(browser: Browser, output: Pat
     assert browser.find("#note").get_attribute("value") == "mine" and len(verdicts_in(output)) == 1
     browser.find(".choices .orca").click()
     wait_for(lambda: len(verdicts_in(output)) == 2)
+
+
+def test_the_status_follows_a_daemon_that_listens(driver: object, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.01, (40 * 16000, 2)).astype(np.float32)
+    soundfile.write(tmp_path / "sea.wav", noise, 16000)
+    (tmp_path / "c.yaml").write_text("output: out\nledger: {checkpoint_s: 1}\nlevels: {every_s: 1}\n")
+    command = [sys.executable, "-m", "orcawatch.cli", "run", "--config", "c.yaml", "--input", "sea.wav", "--realtime"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as daemon:
+        try:
+            wait_for((tmp_path / "out" / "detections.sqlite").exists)
+            with browsing.served(tmp_path / "out") as base:
+                browser = Browser(driver, base)
+                browser.complaints()
+                browser.go(f"/?token={TOKEN}")
+                assert "No detections yet" in browser.find(".empty").text
+                browser.go("/status")
+                first = wait_for(lambda: browser.js("document.getElementById('live')?.textContent"))
+                wait_for(lambda: browser.js("document.getElementById('live').textContent") != first)
+                assert "Not running" not in browser.find("#live").text
+                assert browser.complaints() == [] and browser.strangers() == []
+        finally:
+            daemon.send_signal(signal.SIGINT)
