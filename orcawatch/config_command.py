@@ -12,7 +12,8 @@ from typing import Any, Callable, TypeVar
 
 import click
 
-from .bundle import SHIPPED, Bundle, load_bundle
+from .bundle import Bundle
+from .bundles import in_force
 from .channels import check_hydrophones
 from .cli import EXIT_CODES, FILE, logged
 from .config import Settings, overridden, read_settings, reference_page, refuse
@@ -82,9 +83,11 @@ def read(file: Path) -> tuple[Settings, Any]:
 
 def summary(settings: Settings, raw: Mapping[str, Any]) -> str:
     """What was checked, in a line."""
-    bundle = load_bundle(settings.bundle or SHIPPED)
+    found = in_force(settings)
+    for fault in found.faults:
+        log.warning("%s", fault)
     keys = [key for key, _, _ in every_key(settings)]
-    return f"{count_set(raw)} of {len(keys)} keys are set, bundle {bundle.name} is whole"
+    return f"{count_set(raw)} of {len(keys)} keys are set, bundle {found} is whole"
 
 
 def count_set(raw: Any) -> int:
@@ -143,7 +146,8 @@ def commented(text: str, comment: str) -> str:
 def misfits(settings: Settings) -> list[str]:
     """Faults that show only beside the bundle, the audio file and the disk, and between keys far apart."""
     faults: list[str] = []
-    bundle = attempt(faults, "bundle", load_bundle, settings.bundle or SHIPPED)
+    found = attempt(faults, "bundle", in_force, settings)
+    bundle = None if found is None else found.bundle
     if bundle is not None:
         attempt(faults, "", check_overrides, bundle, settings)
     rate_hz, channels = settings.source.rate_hz, settings.source.device_channels

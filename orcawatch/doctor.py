@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Callable
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from . import pages
 from .bundle import Bundle
+from .bundles import in_force
 from .channels import check_hydrophones, chosen_channels
 from .checks import (
     Capture,
@@ -304,6 +305,15 @@ def service_runs() -> bool:
 # The model.
 
 
+def fall_back_findings(settings: Settings) -> Iterator[Finding]:
+    """Installed bundles that are passed over for others."""
+    with suppress(OrcawatchError):  # where none can be used, the next check says it
+        found = in_force(settings)
+        for fault in found.faults:
+            cure = f"{found} scores in its place; install a whole one: orcawatch bundle install PATH"
+            yield Finding("bundle", WARNING, fault, cure)
+
+
 def model_findings(
     settings: Settings,
     load: Callable[[Settings], Scorer],
@@ -313,6 +323,7 @@ def model_findings(
     timer: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Finding]:
     """Whether the bundle is whole and computes, and how fast it does that for so many channels."""
+    yield from fall_back_findings(settings)
     try:
         ensemble = load(settings)
         silence = score_silence(ensemble)

@@ -31,6 +31,7 @@ from orcawatch.config import Settings
 from orcawatch.errors import BundleError, InputError, OrcawatchError
 from orcawatch.shelf import Shelf
 from orcawatch.spectrogram import LogMel
+from orcawatch.store import Store
 
 FILES = {"vggish.tflite": b"backbone", "heads.tflite": b"heads", "model-card.md": b"# card\n"}
 
@@ -484,3 +485,64 @@ def test_commands(bundles: dict[str, Path], tmp_path: Path) -> None:
     assert orcawatch(tmp_path, "install", str(SHIPPED), "--days", "3").returncode == 2
     text = (tmp_path / "orcawatch-out" / "bundles" / "history.jsonl").read_text()
     assert [json.loads(line)["action"] for line in text.splitlines()] == ["install", "install shadow", "stop shadow"]
+
+
+LIVE = """\
+source: {device: nowhere, rate_hz: 16000, device_channels: 2}
+output: out
+snapshots: false
+"""
+
+
+def renamed(folder: Path) -> Path:
+    """The shipped bundle under another name."""
+    manifest = json.loads((SHIPPED / "manifest.json").read_text())
+    files = {name: (SHIPPED / name).read_bytes() for name in manifest["files"]}
+    rest = {key: value for key, value in manifest.items() if key not in ("schema", "files", "digest")}
+    write_bundle(folder, {**rest, "name": "next"}, files)
+    return folder
+
+
+@pytest.mark.parts
+def test_running_watch_takes_the_new_bundle_at_a_reload(tmp_path: Path) -> None:
+    """And begins a new session, with the time between in the ledger; one that cannot be used is not taken."""
+    (tmp_path / "orcawatch.yaml").write_text(LIVE)
+    place, database = Shelf(tmp_path / "out"), tmp_path / "out" / "detections.sqlite"
+    with (tmp_path / "log").open("w+") as told:
+        command = [sys.executable, "-m", "orcawatch.cli", "run", "--config", "orcawatch.yaml"]
+        watch = subprocess.Popen(command, cwd=tmp_path, stderr=told, stdout=told)
+        try:
+            wait_for(lambda: read(database, "SELECT count(*) FROM ledger")[0][0] > 0)
+            place.install(renamed(tmp_path / "next"))
+            watch.send_signal(signal.SIGHUP)
+            wait_for(lambda: read(database, "SELECT count(*) FROM sessions")[0][0] == 2)
+            place.install(SHIPPED)
+            damage(place.folder / "current")
+            watch.send_signal(signal.SIGHUP)
+            wait_for(lambda: "scores in its place" in (tmp_path / "log").read_text())
+            watch.send_signal(signal.SIGTERM)
+            assert watch.wait(30) == 0
+        finally:
+            watch.kill()
+            watch.wait()
+    assert [name for (name,) in read(database, "SELECT bundle FROM sessions ORDER BY id")] == ["first-light", "next"]
+    assert all(ended for (ended,) in read(database, "SELECT ended_utc FROM sessions"))
+    between = read(database, "SELECT end_steady_s - start_steady_s FROM ledger WHERE cause = 'not running'")
+    assert sum(seconds for (seconds,) in between) < 5.0
+
+
+def wait_for(come: Callable[[], bool]) -> None:
+    until_s = time.monotonic() + 60
+    while not come():
+        assert time.monotonic() < until_s
+        time.sleep(0.1)
+
+
+def read(database: Path, query: str) -> list[Any]:
+    if not database.is_file():
+        return [(0,)]
+    try:
+        with Store.reader(database) as reader, reader.transaction() as connection:
+            return connection.execute(query).fetchall()
+    except OrcawatchError:
+        return [(0,)]  # it is being made
