@@ -156,7 +156,7 @@ function showLook(article, look) {
 }
 
 async function ask(article) {
-  const state = article.querySelector(".state");
+  const state = article.querySelector(".look-state");
   for (;;) {
     const answer = await fetch(article.dataset.look, { headers: { Accept: "application/json" } });
     const look = await answer.json();
@@ -181,7 +181,7 @@ async function askAll() {
     try {
       await ask(article);
     } catch (fault) {
-      article.querySelector(".state").textContent = "The server does not answer.";
+      article.querySelector(".look-state").textContent = "The server does not answer.";
     }
   page.dataset.looked = "1";
 }
