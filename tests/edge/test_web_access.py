@@ -305,7 +305,10 @@ def served(app: Flask) -> Iterator[int]:
         worker = Thread(target=serving.run, daemon=True)
         worker.start()
         yield place.getsockname()[1]
-        serving.close()
+        serving.trigger.pull_trigger(lambda: [part.close() for part in list(serving._map.values())])
+        worker.join(20)
+        serving.task_dispatcher.shutdown()
+        assert not worker.is_alive()
 
 
 def test_a_large_body_and_large_headers_are_refused(served: int) -> None:
