@@ -40,7 +40,7 @@ HELP = (
     ("+ -", "more contrast, less"),
     ("? escape", "this page, and back"),
     ("q", "end; clips that are being made are finished"),
-    ("Ctrl-Z", "hold orcawatch; `fg` goes on, what was missed is a gap"),
+    ("Ctrl-Z", "hold orcawatch; `fg` goes on, what finds no room meanwhile is a gap"),
 )
 
 
@@ -64,6 +64,16 @@ class View:
     help: bool = False
     ending: bool = False
     keys: bool = True
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where things stand: cells left of the spectrograms, in them, and right of them; whether each has a title."""
+
+    axis: int
+    cells: int
+    side: int
+    titled: bool
 
 
 @dataclass
@@ -116,8 +126,9 @@ class Screen:
         above = self._above(hearing, cells)
         lines: list[Line] = []
         heights = shares(room - 2, len(picked))
+        grid = Grid(axis, cells, side, min(heights) >= 5)
         for index, rows in zip(picked, heights):
-            lines += self._channel(sight, hearing, view, index, above[:, index], rows, (axis, cells, side))
+            lines += self._channel(sight, hearing, view, index, above[:, index], rows, grid)
         if room < 3:
             return [*lines, *listed]
         scores = hearing.scores[:, picked[0]] if len(picked) == 1 else fused_columns(hearing.scores)
@@ -144,11 +155,10 @@ class Screen:
         index: int,
         above: Array,
         rows: int,
-        widths: tuple[int, int, int],
+        grid: Grid,
     ) -> Iterator[Line]:
-        axis, cells, side = widths
+        axis, cells, side, title = grid.axis, grid.cells, grid.side, grid.titled
         below = 0 if side else 1
-        title = rows >= 5
         if title:
             yield heading(sight, hearing, index, axis + cells + 1 + side)
         lines = max(1, rows - title - below)
@@ -422,9 +432,8 @@ def waiting(sight: Sight, width: int) -> Iterator[Text]:
         "the default input" if source is None or source.device is None else f"the sound card {plain(source.device)!r}"
     )
     yield from (Text(), Text(f"  waiting for {name}", style=WARN), Text())
-    told = next((note for note in reversed(sight.notes) if note.grave), None)
-    if told is not None:
-        yield from (Text("  " + line) for line in wrapped(plain(told.text), width - 4))
+    for text in told(sight.notes):
+        yield from (Text("  " + line) for line in wrapped(plain(text), width - 4))
         yield Text()
     advice = (
         "It is tried again and again, and orcawatch goes on by itself when it comes. `orcawatch devices` lists what is "
@@ -432,6 +441,12 @@ def waiting(sight: Sight, width: int) -> Iterator[Text]:
         "in its settings for sound or privacy; on Linux the user must be in the group `audio`."
     )
     yield from (Text("  " + line, style=DIM) for line in wrapped(advice, width - 4))
+
+
+def told(notes: Sequence[Note]) -> list[str]:
+    """The newest two different warnings, the older first."""
+    texts = list(dict.fromkeys(note.text for note in reversed(notes) if note.grave))
+    return texts[:2][::-1]
 
 
 def wrapped(text: str, width: int) -> list[str]:
@@ -463,7 +478,7 @@ def message(sight: Sight, view: View, now: datetime, width: int) -> Text:
         missing = hearing.missing
         return Text(fitted(f" no audio for {missing.length_s:.0f} s: {plain(missing.cause)}", width), style=WARN)
     note = newest_note(sight.notes, now)
-    if note is not None:
+    if note is not None and (hearing is not None or not note.grave):
         return Text(fitted(f" {plain(note.text)}", width), style=WARN if note.grave else "cyan")
     if view.frozen is not None:
         more = len_since(sight, view.frozen)
