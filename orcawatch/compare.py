@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event as Flag
@@ -19,11 +20,11 @@ from .errors import InputError
 from .files import FileSource
 from .listener import Listener
 from .metrics import DRAWS, Interval, Resamples, percentile_interval, resample, resampled_aucs, roc_auc_rows
-from .training.dataset import Clip, read_all
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
+COLUMNS = ("file_name", "label", "split", "group")
 LEAST_RECORDINGS = 5  # with fewer, resampled recordings say nothing
 ALL = "all"
 SMALL = {"auc": 0.02, "recall": 0.05, "false_alarms_per_hour": 0.1}  # differences that nobody would act on; the last
@@ -95,19 +96,69 @@ class Part:
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Clip:
+    """One labelled file.
+
+    Attributes
+    ----------
+    path : the file, of which the first channel is scored.
+    label : `orca` or `noise`.
+    group : the recording.
+    site : where it was recorded: the column `site`, else `source`, else the recording.
+    seconds : its length.
+    """
+
+    path: Path
+    label: str
+    group: str
+    site: str
+    seconds: float
+
+
 def clips_of(folders: Sequence[Path], split: str) -> list[Clip]:
-    """Clips of one split of data sets in the labels.csv layout.
+    """Clips of one split of data sets in the labels.csv layout; those whose label is not known are left out.
 
     Raises
     ------
-    TrainingError : the data cannot be used.
-    InputError : there is no clip in the split whose label is known.
+    InputError : there are no labels, or no labelled clip in the split, a file is named twice, or a recording is in the
+        train split, too.
+    AudioError : a file cannot be read.
     """
-    found = read_all("labels", folders, with_test=split == "test", one_class=True).clips
-    clips = [clip for clip in found if clip.split == split and clip.label in ("orca", "noise")]
+    rows = [(folder, row) for folder in folders for row in read_labels(folder / "labels.csv")]
+    inside = {row["group"] for _, row in rows if row["split"] == split}
+    if both := sorted(inside & {row["group"] for _, row in rows if row["split"] == "train" != split}):
+        raise InputError(f"recording {both[0]} stands in {split} and in train: move all its clips to one side")
+    names = [row["file_name"] for _, row in rows if row["split"] == split]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"{twice[0]} is named twice in the split {split}: give one of the two files another name")
+    wanted = [(folder, row) for folder, row in rows if row["split"] == split and row["label"] in ("orca", "noise")]
+    clips = [clip_of(folder / "wav" / row["file_name"], row) for folder, row in wanted]
     if not clips:
         raise InputError(f"{' and '.join(map(str, folders))} holds no labelled clip of the split {split}")
     return clips
+
+
+def clip_of(path: Path, row: Mapping[str, str]) -> Clip:
+    """The clip of a row."""
+    site = row.get("site") or row.get("source") or row["group"]
+    return Clip(path, row["label"], row["group"], site, FileSource(path).duration_s)
+
+
+def read_labels(path: Path) -> list[dict[str, str]]:
+    """Rows of a labels.csv.
+
+    Raises
+    ------
+    InputError : it is not there, or lacks a column.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no {path}: name the folder that holds the labels (--data FOLDER)")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if missing := [name for name in COLUMNS if name not in (reader.fieldnames or [])]:
+            raise InputError(f"{path} lacks the columns {missing}; it needs {list(COLUMNS)}")
+        return [{name: value or "" for name, value in row.items() if name} for row in reader]
 
 
 def score_clips(clips: Sequence[Clip], ensemble: Scorer) -> Scores:
@@ -124,7 +175,7 @@ def score_clips(clips: Sequence[Clip], ensemble: Scorer) -> Scores:
 
 def window_scores(clip: Clip, ensemble: Scorer) -> list[float]:
     """Score of every window of a clip."""
-    listener = Listener(FileSource(clip.path), ensemble, (clip.channel,))
+    listener = Listener(FileSource(clip.path), ensemble, (0,))
     scores = [window.score for _, windows in listener.listen(Flag()) for window in windows]
     totals = listener.totals()
     if totals.fault is not None:
@@ -144,7 +195,7 @@ def compare(clips: Sequence[Clip], old: Scores, new: Scores, draws: int = DRAWS,
     old, new : their scores by each bundle.
     draws, seed : number of resamples of whole recordings, and their seed.
     """
-    sites = np.array([clip.site or clip.source or clip.group for clip in clips])
+    sites = np.array([clip.site for clip in clips])
     names = sorted(set(sites.tolist()))
     chosen = [(ALL, np.ones(len(clips), bool))] + [(name, sites == name) for name in names if len(names) > 1]
     return [part_of(name, clips, old, new, there, draws, seed) for name, there in chosen]

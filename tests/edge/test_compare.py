@@ -13,11 +13,10 @@ from click.testing import CliRunner
 from orcawatch import compare
 from orcawatch.bundle import SHIPPED
 from orcawatch.cli import main
-from orcawatch.compare import Scores, told
-from orcawatch.errors import InputError, TrainingError
+from orcawatch.compare import Clip, Scores, told
+from orcawatch.errors import InputError
 from orcawatch.metrics import Interval, auc_interval, paired_differences
 from orcawatch.simulate import SceneSettings, simulate_scene, write_scene
-from orcawatch.training.dataset import Clip
 
 CLIPS = 60
 
@@ -26,8 +25,7 @@ def clip(number: int, site: str = "", seconds: float = 36.0) -> Clip:
     """Every third is an orca's; a recording has two of each."""
     label = "orca" if number % 3 == 0 else "noise"
     return Clip(
-        f"{number}.flac", Path(f"{number}.flac"), 0, label, "devel", f"{label}{number // 6}", "", "net", "", "",
-        seconds, site,
+        Path(f"{number}.flac"), label, f"{label}{number // 6}", site or "net", seconds
     )  # fmt: skip
 
 
@@ -158,7 +156,7 @@ def test_bundles_are_compared_from_the_command_line(data: Path, tmp_path: Path) 
 def test_what_cannot_be_compared_is_said(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no labelled clip of the split train"):
         compare.clips_of([data], "train")
-    with pytest.raises(TrainingError, match=r"no .*labels\.csv"):
+    with pytest.raises(InputError, match=r"there is no .*labels\.csv"):
         compare.clips_of([tmp_path / "nowhere"], "devel")
-    with pytest.raises(TrainingError, match="give one of the two files another name"):
+    with pytest.raises(InputError, match="is named twice"):
         compare.clips_of([data, data], "devel")
