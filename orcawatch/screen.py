@@ -390,6 +390,8 @@ def detection_text(detection: Detection, width: int) -> str:
     if detection.bearing_deg is not None:
         error = "" if detection.bearing_error_deg is None else f" ± {detection.bearing_error_deg:.0f}"
         parts.append(f"{'bearing ' if wide else ''}{detection.bearing_deg:03.0f}{error} deg")
+    elif wide and detection.bearing_note:
+        parts.append(plain(detection.bearing_note))
     if wide and detection.clip:
         parts.append(plain(detection.clip))
     return "  ".join(parts)
