@@ -39,6 +39,7 @@ from .shadowing import Shadows
 from .shelf import Shelf
 from .sinks import Facts, effort_body, heartbeat_body, temperatures_c
 from .store import Detection, Store
+from .times import Times
 
 log = logging.getLogger(__name__)
 
@@ -265,9 +266,10 @@ class Service(Upkeep):
         settings = self._settings
         path = input_file or settings.source.file
         if path is not None:
+            times = Times.of(settings.files.timezone, settings.files.time_format)
             if realtime or settings.source.realtime:
-                return FileSource(path, True, settings.source.block_s)
-            return FileSource(path)
+                return FileSource(path, True, settings.source.block_s, times=times)
+            return FileSource(path, times=times)
         live = LiveSource(
             settings.source, self.clocks, queue_s=settings.overload.queue_s, needed=needed_channels(settings),
             jump_s=settings.clock.jump_s,
