@@ -18,8 +18,8 @@ from .files import FileSource
 from .listener import Listener
 from .records import AudioBlock, WindowScore
 from .scan import Recording
-from .staging import OnAudio, Watched
 from .snapshot import LONGEST_S, explain_audio, picture_arrays, score_arrays, shares, write_picture
+from .staging import OnAudio, Watched
 
 Array = NDArray[np.float32]
 

@@ -388,7 +388,11 @@ def detection_text(detection: Detection, width: int) -> str:
     parts.append(f"channel {detection.best_channel} {serial}".rstrip() if wide else f"ch {detection.best_channel}")
     parts.append(f"{length_s:4.1f} s")
     if detection.bearing_deg is not None:
-        error = "" if detection.bearing_error_deg is None else f" ± {detection.bearing_error_deg:.0f}"
+        error = (
+            ""
+            if detection.bearing_error_deg is None
+            else f" ± {detection.bearing_error_deg:.{0 if detection.bearing_error_deg >= 1 else 1}f}"
+        )
         parts.append(f"{'bearing ' if wide else ''}{detection.bearing_deg:03.0f}{error} deg")
     elif wide and detection.bearing_note:
         parts.append(plain(detection.bearing_note))

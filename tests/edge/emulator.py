@@ -108,7 +108,10 @@ class Console:
         os.close(self.theirs)
 
     def page(self) -> str:
-        """The screen as HTML."""
+        """The screen as HTML, between two frames."""
+        until_s = time.monotonic() + 2
+        while not self.raw.endswith(b"\x1b[?2026l") and time.monotonic() < until_s:
+            time.sleep(0.01)
         with self._lock:
             rows = [[self._screen.buffer[y][x] for x in range(self._screen.columns)] for y in range(self._screen.lines)]
         return f"<meta charset=utf-8><style>{CSS}</style><pre>" + "\n".join(map(row_html, rows)) + "</pre>"

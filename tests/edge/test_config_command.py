@@ -66,7 +66,9 @@ adc_peak_v: 2
 
 def test_right_file_is_said_to_be_right(tmp_path: Path) -> None:
     output = printed("check", written(tmp_path, GOOD))
-    assert re.search(r"orcawatch.yaml is right: 11 of \d+ keys are set, bundle first-light \w+ \(the shipped one\) is whole", output)
+    assert re.search(
+        r"orcawatch.yaml is right: 11 of \d+ keys are set, bundle first-light \w+ \(the shipped one\) is whole", output
+    )
     assert "warning" not in output and not (tmp_path / "out").exists()
 
 

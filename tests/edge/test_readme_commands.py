@@ -40,6 +40,7 @@ ELSEWHERE = {
     ". .venv/train/bin/activate": ("Makefile", ".venv/train/bin"),
     "orcawatch train": ("tests/train/test_readme_commands.py", "## Train your own"),
     "orcawatch deploy": ("tests/train/test_readme_commands.py", "## Train your own"),
+    "orcawatch scan RECORDINGS/ --bundle my_bundle": ("tests/train/test_readme_commands.py", "## Train your own"),
     "orcawatch bundle rollback": ("tests/edge/test_bundles.py", "rollback"),
     "orcawatch bundle compare": ("tests/edge/test_compare.py", "compare"),
 }
