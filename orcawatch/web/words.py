@@ -54,4 +54,4 @@ def bearing(degrees: float | None, error_deg: float | None) -> str:
     """A direction, and how sure it is."""
     if degrees is None:
         return UNKNOWN
-    return f"{round(degrees) % 360}°" + ("" if error_deg is None else f" ± {error_deg:.0f}°")
+    return f"{round(degrees) % 360}°" + ("" if error_deg is None else f" ± {error_deg:.{0 if error_deg >= 1 else 1}f}°")
