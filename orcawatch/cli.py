@@ -145,7 +145,9 @@ class Lines(logging.Formatter):
 
 FILE = click.Path(path_type=Path)
 config_option = click.option("--config", type=FILE, metavar="FILE", help="Settings, YAML (docs/configuration.md).")
-bundle_option = click.option("--bundle", type=FILE, metavar="FOLDER", help="The bundle. [default: the installed one, else the shipped one]")
+bundle_option = click.option(
+    "--bundle", type=FILE, metavar="FOLDER", help="The bundle. [default: the installed one, else the shipped one]"
+)
 output_option = click.option(
     "--output", type=FILE, metavar="FOLDER", help="Where detections go. [default: ./orcawatch-out]"
 )

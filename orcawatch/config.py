@@ -245,7 +245,9 @@ class Settings:
 
     station: str = text("", "Name of the station, written with every detection.")
     source: SourceSettings = section(SourceSettings)
-    bundle: Path | None = path(None, "The folder of the bundle: the trained detector.", "the installed one, else the shipped one")
+    bundle: Path | None = path(
+        None, "The folder of the bundle: the trained detector.", "the installed one, else the shipped one"
+    )
     output: Path = path(OUTPUT, "The folder for the database, clips and snapshots; it is made where it is missing.")
     channels: tuple[int, ...] | None = channel_list(
         "The source's channels to use, from 0, in this order. Others are not heard.", "all"
