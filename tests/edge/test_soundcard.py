@@ -50,6 +50,7 @@ from orcawatch.soundcard import (
     plain,
 )
 from orcawatch.store import Detection
+from orcawatch.workers import Here
 
 pytestmark = pytest.mark.parts
 
@@ -513,9 +514,9 @@ def test_scene_that_is_played_live_gives_the_detections_of_its_file(sea: Any, tm
     soundfile.write(file, heard, RATE_HZ, subtype="FLOAT")
     settings = watch_in(tmp_path / "file")
     recordings = find_recordings([file], settings.output)
-    of_file = scan(
-        recordings, open_ensemble(settings), settings, file_found.append, lambda seconds: None, threading.Event()
-    )
+    ensemble = open_ensemble(settings)
+    here = Here(ensemble, lambda seconds: None, threading.Event())
+    of_file = scan(recordings, ensemble.bundle, settings, file_found.append, here)
     assert [facts(detection) for detection in live_found] == [facts(detection) for detection in file_found]
     assert len(file_found) >= 3 and live.scored_s == of_file.scored_s == len(heard) / RATE_HZ
 
