@@ -10,20 +10,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import soundfile
 
 from .bundle import Bundle
 from .clips import write_clip
 from .config import Settings
-from .errors import AudioError, InputError
+from .errors import AudioError, InputError, OrcawatchError
 from .files import printable
 from .guano import clip_metadata
 from .keys import leaves
 from .listener import Totals
 from .recorder import CLIPS, SNAPSHOTS, file_name
 from .store import COLUMNS, Detection, Reader, Store, detection_of, inserted, row_of
+
+Identity = tuple[Optional[int], Optional[int]]  # size, time of change in ns
 
 STAGING = ".scanning"
 OF_SESSION = ("ledger", "clock", "levels")
@@ -72,9 +74,9 @@ class Journal:
         self._settings = settings
         self._scan = self._begin(about(settings, bundle))
 
-    def done(self, path: Path) -> Done | None:
-        """What is known of a file; None where it was not scanned."""
-        size, modified_ns = identity(path)
+    def done(self, path: Path, seen: Identity) -> Done | None:
+        """What is known of a file, whose `identity` is this now; None where it was not scanned."""
+        size, modified_ns = seen
         with self._store.transaction() as connection:
             row = connection.execute(
                 "SELECT id, session, scored_s, fault, size IS ? AND modified_ns IS ? FROM scanned "
@@ -83,15 +85,28 @@ class Journal:
             ).fetchone()
         return None if row is None else Done(row[0], row[1], row[2], row[3], bool(row[4]))
 
-    def take(self, path: Path, before: Done | None, totals: Totals, fault: str | None, staged: Path) -> list[Detection]:
+    def take(
+        self, path: Path, seen: Identity, before: Done | None, totals: Totals, fault: str | None, staged: Path
+    ) -> list[Detection]:
         """Make what was found in a file part of the database, in place of what was found in it before.
+
+        `seen` is the file's `identity` before it was scanned: one that grew meanwhile is scanned again next time.
 
         Returns
         -------
         Its detections, with their numbers and the names of their clips here.
+
+        Raises
+        ------
+        OrcawatchError : the folder does not hold what the account says.
         """
-        size, modified_ns = identity(path)
+        size, modified_ns = seen
         rows = Rows.of(staged)
+        if len(rows.detections) != totals.events:
+            raise OrcawatchError(
+                f"{printable(path)}: {totals.events} detections were found but {staged} holds {len(rows.detections)}; "
+                "see that all workers see the same output folder, and scan again"
+            )
         old = [] if before is None else self._files(before.session)
         with self._store.transaction() as connection:
             if before is not None:
@@ -283,7 +298,7 @@ def difference(before: str, now: str) -> str:
     return ", ".join(f"{name} {old.get(name, 'not set')}, not {new.get(name, 'unset')}" for name in names)
 
 
-def identity(path: Path) -> tuple[int | None, int | None]:
+def identity(path: Path) -> Identity:
     """Size and time of change of a file; None each where it cannot be told."""
     try:
         found = path.stat()

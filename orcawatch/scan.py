@@ -7,6 +7,7 @@ import glob
 import io
 import logging
 import shutil
+import uuid
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,13 +19,13 @@ from typing import Callable
 import numpy as np
 
 from . import daemon
-from .bundle import Bundle
+from .bundle import SHIPPED, Bundle
 from .config import Settings
 from .detector import Scorer
 from .durable import write_bytes
 from .errors import AudioError, InputError
 from .files import SUFFIXES, FileSource, audio_files, printable
-from .journal import STAGING, Done, Journal, changed
+from .journal import STAGING, Done, Identity, Journal, changed, identity
 from .listener import Listener, Totals
 from .recorder import CLIPS, OnDetection
 from .staging import OnAudio, Task, Watched, source_of
@@ -142,7 +143,7 @@ def scan(
     staging = settings.output / STAGING
     shutil.rmtree(staging, ignore_errors=True)
     with daemon.open_store(settings.output) as store:
-        archive = Archive(Journal(store, settings, bundle), settings, bundle.digest, workers, on_detection)
+        archive = Archive(Journal(store, settings, bundle), settings, bundle, workers, on_detection)
         for hand_in in ahead(recordings, archive.hand_out, workers.ahead):
             hand_in()
         archive.end(len(recordings))
@@ -159,12 +160,14 @@ class Archive:
     """
 
     def __init__(
-        self, journal: Journal, settings: Settings, digest: str, workers: Workers, on_detection: OnDetection
+        self, journal: Journal, settings: Settings, bundle: Bundle, workers: Workers, on_detection: OnDetection
     ) -> None:
         self.summary = Summary()
         self._journal = journal
         self._settings = settings
-        self._digest = digest
+        self._digest = bundle.digest
+        self._bundle = settings.bundle if bundle.folder == SHIPPED else bundle.folder.absolute()
+        self._staging = settings.output / STAGING / uuid.uuid4().hex[:8]  # a worker of an earlier scan may still write
         self._workers = workers
         self._on_detection = on_detection
         self._handed_out = 0
@@ -172,18 +175,21 @@ class Archive:
 
     def hand_out(self, recording: Recording) -> Callable[[], None]:
         """Begin a recording where that is needed; what is returned waits for it, and takes what was found."""
-        done = self._journal.done(recording.path)
+        if self._stopped:
+            return lambda: None
+        seen = identity(recording.path)
+        done = self._journal.done(recording.path, seen)
         if done is not None and done.same:
             return lambda: self._repeat(done)
         if done is not None and (reviewed := self._journal.reviewed(done)):
             return lambda: self._refuse(changed(recording.path, reviewed))
         self._handed_out += 1
-        staged = self._settings.output / STAGING / f"{self._handed_out:06d}"
-        settings = replace(self._settings, output=staged.absolute())
+        staged = self._staging / f"{self._handed_out:06d}"
+        settings = replace(self._settings, output=staged.absolute(), bundle=self._bundle)
         wait = self._workers.hand_out(
             Task(recording.path.absolute(), settings, self._digest, printable(recording.path))
         )
-        return lambda: self._take(recording, done, wait, staged)
+        return lambda: self._take(recording, seen, done, wait, staged)
 
     def end(self, files: int) -> None:
         """Close the journal; list what was set aside."""
@@ -208,7 +214,9 @@ class Archive:
         log.error("%s", fault)
         self._count(Totals(fault=fault), True, 0.0)
 
-    def _take(self, recording: Recording, before: Done | None, wait: Callable[[], Totals], staged: Path) -> None:
+    def _take(
+        self, recording: Recording, seen: Identity, before: Done | None, wait: Callable[[], Totals], staged: Path
+    ) -> None:
         """Take what was found in a file; nothing of one that was stopped, or whose rows the disk refused."""
         if self._stopped:
             return
@@ -223,7 +231,7 @@ class Archive:
         if totals.lost:
             self._count(totals, True, totals.scored_s)
             return
-        found = self._journal.take(recording.path, before, totals, fault, staged)
+        found = self._journal.take(recording.path, seen, before, totals, fault, staged)
         self._count(totals, fault is not None, totals.scored_s)
         self._report(found)
 

@@ -18,6 +18,7 @@ from typing import Any, Callable, Protocol
 from . import staging
 from ._version import __version__
 from .errors import AudioError, InputError, OrcawatchError
+from .files import printable
 from .listener import Totals
 from .staging import OnAudio, Task
 
@@ -98,7 +99,8 @@ class Processes:
     def hand_out(self, task: Task) -> Callable[[], Totals]:
         """Begin it as soon as a process is free."""
         future = self._submit(task)
-        return lambda: self._scanned(task, future)
+        pool = self._pool
+        return lambda: self._scanned(task, future, pool)
 
     def close(self) -> None:
         """End the processes, whatever they do."""
@@ -115,16 +117,17 @@ class Processes:
             self._pool = self._new(self._number)
             return self._pool.submit(staging.work_elsewhere, task)
 
-    def _scanned(self, task: Task, future: Future[Totals]) -> Totals:
+    def _scanned(self, task: Task, future: Future[Totals], pool: ProcessPoolExecutor) -> Totals:
         try:
             return self._wait(future)
         except BrokenProcessPool:
-            log.warning("a worker process ended; %s is scanned again by itself", task.path)
+            log.warning("a worker process ended; %s is scanned again by itself", printable(task.path))
+        end(pool)  # the others may still be at this very file
         alone = self._new(1)
         try:
             return self._wait(alone.submit(staging.work_elsewhere, task))
         except BrokenProcessPool:
-            return Totals(fault=AudioError(f"{task.path} cannot be scanned: {KILLED}"))
+            return Totals(fault=AudioError(f"{printable(task.path)} cannot be scanned: {KILLED}"))
         finally:
             end(alone)
 
@@ -146,6 +149,8 @@ def wait(future: Future[Totals], stop: Flag, look: Callable[[], object]) -> Tota
         try:
             return future.result(LOOK_S)
         except TimeoutError:
+            if future.done():  # the task's own; or it was done just now
+                return future.result()
             look()
         if stop.is_set():
             raise Stopped
@@ -208,7 +213,7 @@ class Cluster:
         try:
             totals = wait(future, self._stop, lambda: None)
         except KilledWorker:
-            return Totals(fault=AudioError(f"{task.path} cannot be scanned: {KILLED}"))
+            return Totals(fault=AudioError(f"{printable(task.path)} cannot be scanned: {KILLED}"))
         self._on_audio(totals.read_s)
         return totals
 
@@ -247,8 +252,11 @@ def cluster(address: str, folder: str, on_audio: OnAudio, stop: Flag) -> Iterato
         raise InputError(f"no Dask scheduler answers at {address}: {fault}; start one with `dask scheduler`") from fault
     with client:
         workers = check_workers(client.run(about_worker, folder), address)
-        with client.get_executor(retries=2, pure=False) as executor:
+        executor = client.get_executor(retries=2, pure=False)
+        try:
             yield Cluster(executor, workers, on_audio, stop)
+        finally:
+            executor.shutdown(wait=False)  # gives up what a stop, or an error, has left
 
 
 def about_worker(folder: str) -> tuple[str, bool]:
