@@ -25,7 +25,7 @@ from .detector import Scorer
 from .durable import write_bytes
 from .errors import AudioError, InputError
 from .files import SUFFIXES, FileSource, audio_files, printable
-from .journal import STAGING, Done, Identity, Journal, changed, identity
+from .journal import STAGING, Done, Identity, Journal, changed, identity, key
 from .listener import Listener, Totals
 from .recorder import CLIPS, OnDetection
 from .staging import OnAudio, Task, Watched, source_of
@@ -77,11 +77,11 @@ def find_recordings(paths: Sequence[Path], output: Path) -> list[Recording]:
     ------
     InputError : a path that does not exist and fits nothing, or a folder without audio files.
     """
-    found: dict[Path, Recording] = {}
+    found: dict[str, Recording] = {}
     for path in paths:
         for each in _expanded(path):
             for recording in _recordings(each, output):
-                found.setdefault(recording.path.absolute(), recording)
+                found.setdefault(key(recording.path), recording)
     return list(found.values())
 
 

@@ -147,7 +147,8 @@ def detect(
             summary = scan(recordings, bundle, settings, report, workers)
         if exports and not stop.is_set():
             export(settings.output, exports)
-    tell_times(recordings, settings)
+    if not stop.is_set():
+        tell_times(recordings, settings)
     tell(summary, settings.output, time.monotonic() - began_s)
     return FAILED if summary.failed else SKIPPED if summary.faulty else 0
 

@@ -100,6 +100,18 @@ def test_two_scans_use_different_folders(ensemble: Any, tmp_path: Path) -> None:
     assert len({task.settings.output for task in workers.tasks}) == 2
 
 
+def test_one_file_by_two_paths_is_scanned_once(ensemble: Any, tmp_path: Path) -> None:
+    file = tmp_path / "a" / "x.wav"
+    file.parent.mkdir()
+    file.touch()
+    other = tmp_path / "a" / ".." / "a" / "x.wav"
+    settings = Settings(output=tmp_path / "out")
+    (one,) = find_recordings([file, other], settings.output)
+    workers = Scripted(lambda task: Totals())
+    scan([one], ensemble.bundle, settings, nothing, workers)
+    assert scan(find_recordings([other], settings.output), ensemble.bundle, settings, nothing, workers).again == 1
+
+
 def test_a_task_that_ends_with_a_timeout_is_not_waited_for() -> None:
     """As of a network drive: where the two errors are one class, it looks like time that is not over."""
     future: Future[Totals] = Future()
@@ -123,7 +135,7 @@ def deadly(task: Task) -> Totals:
     if not file.exists():
         file.with_suffix(".new").write_text(str(os.getpid()))
         file.with_suffix(".new").replace(file)
-        time.sleep(20)
+        time.sleep(120)
     try:
         os.kill(int(file.read_text()), 0)
     except ProcessLookupError:
