@@ -61,7 +61,9 @@ TABLES = {
 
 def commands(command: click.Command, name: str, above: click.Context | None = None) -> Iterator[str]:
     """A section for a command, and for those below it."""
-    context = click.Context(command, info_name=name, parent=above, terminal_width=WIDTH, max_content_width=WIDTH)
+    context = click.Context(
+        command, info_name=name, parent=above, terminal_width=WIDTH, max_content_width=WIDTH, **command.context_settings
+    )
     yield f"## {context.command_path}\n\n```text\n{plain_help(command, context)}\n```\n"
     if isinstance(command, click.Group):
         for below in command.list_commands(context):

@@ -145,11 +145,11 @@ def detect(
 
         with chosen_workers(recordings, settings, stop, number, dask, on_audio) as workers:
             summary = scan(recordings, bundle, settings, report, workers)
-        if exports and not stop.is_set():
-            export(settings.output, exports)
     if not stop.is_set():
         tell_times(recordings, settings)
     tell(summary, settings.output, time.monotonic() - began_s)
+    if exports and not stop.is_set():
+        export(settings.output, exports)
     return FAILED if summary.failed else SKIPPED if summary.faulty else 0
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import zipfile
+import zlib
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -39,6 +41,8 @@ from .site import reading, site
 blueprint = Blueprint("detection", __name__)
 
 log = logging.getLogger(__name__)
+
+UNREADABLE = (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error)  # of arrays
 
 KEPT_S = 3600  # a browser may keep audio and pictures
 REVIEWER = "reviewer"  # name of the cookie
@@ -165,7 +169,7 @@ def stored_of(arrays: Path | None) -> Stored | None:
             spans_s = {name: looking.extent(found[f"times_s{end}"]) for name, end in zip(names, ends)}
             start_s, end_s = (float(value) for value in found["event_s"])
             return Stored(shown, float(found["threshold"]), (start_s, end_s), looking.stored_curves(arrays), spans_s)
-    except (OSError, ValueError, KeyError) as fault:
+    except UNREADABLE as fault:
         log.warning("%s cannot be shown: %s", arrays, fault)
         return None
 
@@ -349,7 +353,7 @@ def stored_look(detection: Detection, files: Files) -> Look | None:
         return None
     try:
         return looking.stored(files.arrays, detection.score)
-    except (OSError, ValueError, KeyError) as fault:
+    except UNREADABLE as fault:
         log.warning("%s cannot be shown: %s", files.arrays, fault)
         return None
 

@@ -118,7 +118,10 @@ def read_day(name: str, text: str) -> str | None:
     if not text:
         return None
     try:
-        return date.fromisoformat(text).isoformat()
+        day = date.fromisoformat(text)
+        if not 1900 <= day.year <= 2999:
+            raise ValueError(day.year)
+        return day.isoformat()
     except ValueError as fault:
         raise InputError(f"{name} must be a day such as 2026-03-01, not {text[:LONGEST]!r}") from fault
 

@@ -142,6 +142,15 @@ def test_other_ways_to_write_are_refused(app: Flask, method: str) -> None:
     assert asked(app, WRITE, method=method, headers=BEARER).status_code == 405
 
 
+def test_an_old_cookie_locks_nobody_out(app: Flask) -> None:
+    """As of another server on this machine: cookies know no ports."""
+    old = {"Cookie": f"{COOKIE}=old"}
+    client = app.test_client(use_cookies=False)
+    found = [client.get("/", base_url="http://127.0.0.1:8765", headers=old).status_code for _ in range(15)]
+    assert found == [200] * 15
+    assert client.get(f"/?token={TOKEN}", base_url="http://127.0.0.1:8765", headers=old).status_code == 303
+
+
 def test_the_printed_address_becomes_a_cookie_and_a_clean_address(app: Flask) -> None:
     client = app.test_client()
     options = {"base_url": "http://buoy.local:8765", "environ_overrides": ELSEWHERE}
