@@ -18,6 +18,7 @@ import soundfile
 from .bundle import Bundle
 from .clips import write_clip
 from .config import Settings
+from .durable import sync_folder
 from .errors import AudioError, InputError, OrcawatchError
 from .files import printable
 from .guano import clip_metadata
@@ -101,7 +102,8 @@ class Journal:
         ------
         OrcawatchError : the folder does not hold what the account says.
         """
-        size, modified_ns = seen
+        # A file whose clips the disk refused is scanned again, as one that has changed.
+        size, modified_ns = (None, None) if totals.failed else seen
         rows = Rows.of(staged)
         if len(rows.detections) != totals.events:
             raise OrcawatchError(
@@ -114,6 +116,7 @@ class Journal:
                 forget(connection, before)
             session = rows.put(connection)
             found = [self._settle(connection, one, session, rows.rate_hz, staged) for one in rows.detections]
+            sync_folder(self._settings.output / SNAPSHOTS)
             connection.execute(
                 "INSERT INTO scanned "
                 "(scan, path, size, modified_ns, session, scored_s, detections, fault, finished_utc) "

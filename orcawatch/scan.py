@@ -23,7 +23,7 @@ from .bundle import SHIPPED, Bundle
 from .config import Settings
 from .detector import Scorer
 from .durable import write_bytes
-from .errors import AudioError, InputError
+from .errors import AudioError, InputError, OrcawatchError
 from .files import SUFFIXES, FileSource, audio_files, printable
 from .journal import STAGING, Done, Identity, Journal, changed, identity, key
 from .listener import Listener, Totals
@@ -231,7 +231,13 @@ class Archive:
         if totals.lost:
             self._count(totals, True, totals.scored_s)
             return
-        found = self._journal.take(recording.path, seen, before, totals, fault, staged)
+        try:
+            found = self._journal.take(recording.path, seen, before, totals, fault, staged)
+        except OSError as refused:
+            raise OrcawatchError(
+                f"what was found in {printable(recording.path)} cannot be written: {refused.strerror}; check that the "
+                "disk is not full, then give the same command: the scan goes on from there"
+            ) from refused
         self._count(totals, fault is not None, totals.scored_s)
         self._report(found)
 
