@@ -1,7 +1,7 @@
 """How quick the review page is with many detections: time at the server and in a browser, bytes, and memory.
 
-python benchmarks/many.py /tmp/many --detections 100000 --days 180 --clips 12
-python benchmarks/pages.py /tmp/many [--rounds 20] [--browser]
+python benchmarks/many.py FOLDER --detections 100000 --days 180 --clips 12
+python benchmarks/pages.py FOLDER [--rounds 20] [--browser]
 """
 
 from __future__ import annotations

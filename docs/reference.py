@@ -36,7 +36,7 @@ LIBRARY = (
     ("ensemble", ("Ensemble",), "The vote."),
     ("events", ("EventRules", "EventBuilder"), "From scores to detections."),
     ("store", ("Detection", "Store", "Reader"), "The database."),
-    ("verdicts", ("give",), "What people say of detections."),
+    ("verdicts", ("give", "ChangedError"), "What people say of detections."),
     ("sinks", ("Sink", "Site", "Message", "SinkError", "UnreachableError", "RefusedError"), "Messages to elsewhere."),
     ("errors", ("OrcawatchError", "InputError", "ConfigError", "AudioError", "BundleError"), "What is raised."),
 )  # fmt: skip

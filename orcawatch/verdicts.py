@@ -47,7 +47,28 @@ class Verdict:
     utc: datetime
 
 
-def give(store: Database, id: int, verdict: str | None, note: str, reviewer: str, utc: datetime) -> None:
+class ChangedError(InputError):
+    """Somebody has given a verdict that the reviewer had not seen; nothing was written.
+
+    Parameters
+    ----------
+    other : the last verdict of the journal.
+    """
+
+    def __init__(self, other: Verdict) -> None:
+        super().__init__(f"detection {other.detection} has meanwhile got another verdict: look at it, then give yours")
+        self.other = other
+
+
+def give(
+    store: Database,
+    id: int,
+    verdict: str | None,
+    note: str,
+    reviewer: str,
+    utc: datetime,
+    seen: int | None = None,
+) -> None:
     """Write a verdict to the detection and to the journal, both or neither.
 
     Parameters
@@ -55,14 +76,20 @@ def give(store: Database, id: int, verdict: str | None, note: str, reviewer: str
     store : where the detection is.
     id : of the detection.
     verdict, note, reviewer, utc : as in `Verdict`.
+    seen : how many verdicts of the detection the reviewer knew of; None where that does not matter.
 
     Raises
     ------
     InputError : no such detection or verdict, or the note or the name is too long.
+    ChangedError : there are more than were seen.
     OrcawatchError : the database could not be written to; try again.
     ValueError : `utc` has no timezone.
     """
-    give_all(store, [Verdict(id, verdict, note, reviewer, utc)])
+    checked = _checked(Verdict(id, verdict, note, reviewer, utc))
+    with store.transaction() as connection:
+        if seen is not None and len(before := _history(connection, id)) > seen:
+            raise ChangedError(before[-1])
+        _write(connection, checked)
 
 
 def give_all(store: Database, verdicts: Iterable[Verdict]) -> None:
@@ -100,9 +127,13 @@ def _write(connection: sqlite3.Connection, given: Verdict) -> None:
 
 def history(store: Database, id: int) -> list[Verdict]:
     """Every verdict ever given to a detection, the oldest first; raises OrcawatchError where it cannot be read."""
-    query = "SELECT verdict, note, reviewer, utc FROM verdicts WHERE detection = ? ORDER BY id"
     with store.transaction() as connection:
-        rows = connection.execute(query, (id,)).fetchall()
+        return _history(connection, id)
+
+
+def _history(connection: sqlite3.Connection, id: int) -> list[Verdict]:
+    query = "SELECT verdict, note, reviewer, utc FROM verdicts WHERE detection = ? ORDER BY id"
+    rows = connection.execute(query, (id,)).fetchall()
     return [Verdict(id, said, note, who, datetime.fromisoformat(utc)) for said, note, who, utc in rows]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import re
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -421,15 +422,18 @@ def verdict(id: int) -> AnyResponse | tuple[AnyResponse | str, int]:
 
     Answers JSON where that is asked for: where to go on (`next`), or 409 with what somebody else has said meanwhile.
     """
+    with reading() as connection:
+        if queries.detection(connection, id) is None:
+            abort(404, "There is no detection of that number.")
     wanted = filters.from_args(request.args)
     said = {name: request.form.get(name, "").replace("\r\n", "\n").strip() for name in ("note", "reviewer")}
     given = request.form.get("verdict") or None
     try:
-        other = give(id, given, said)
+        give(id, given, said)
+    except verdicts.ChangedError as fault:
+        return changed(id, wanted, said, fault.other)
     except OrcawatchError as fault:
         return unsaved(id, wanted, said, fault)
-    if other is not None:
-        return changed(id, wanted, said, other)
     if wants_json():
         return remember(jsonify(**after(id, wanted)), said)
     return remember(redirect(next_address(id, wanted, given), 303), said)
@@ -440,20 +444,18 @@ def wants_json() -> bool:
     return request.accept_mimetypes.best_match(("text/html", "application/json")) == "application/json"
 
 
-def give(id: int, given: str | None, said: dict[str, str]) -> verdicts.Verdict | None:
-    """Write a verdict; where there are more than the page had seen, the last of them instead, and nothing is written.
+def give(id: int, given: str | None, said: dict[str, str]) -> None:
+    """Write a verdict.
 
     Raises
     ------
+    ChangedError : there are more than the page had seen.
     OrcawatchError : it cannot be written.
     """
-    seen = request.form.get("seen", "")
+    text = request.form.get("seen", "")
+    seen = int(text) if re.fullmatch("[0-9]{1,9}", text) else None
     with verdicts.Writer(site().database) as writer:
-        before = verdicts.history(writer, id)
-        if seen.isdecimal() and len(before) > int(seen):
-            return before[-1]
-        verdicts.give(writer, id, given, said["note"], said["reviewer"], datetime.now(timezone.utc))
-    return None
+        verdicts.give(writer, id, given, said["note"], said["reviewer"], datetime.now(timezone.utc), seen)
 
 
 def unsaved(

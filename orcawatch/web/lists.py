@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -15,6 +16,8 @@ from . import filters, queries, thumbnails
 from .access import inside
 from .filters import SORTS, VERDICTS, Filter
 from .site import reading, site
+
+log = logging.getLogger(__name__)
 
 blueprint = Blueprint("lists", __name__)
 
@@ -91,7 +94,12 @@ def thumbnail(id: int) -> Response:
     if found is None or found.removed or not found.snapshot:
         abort(404, "There is no picture of that detection.")
     picture = inside(site().output, found.snapshot)
-    response = Response(thumbnails.small(picture, picture.stat().st_mtime_ns), mimetype="image/jpeg")
+    try:
+        content = thumbnails.small(picture, picture.stat().st_mtime_ns)
+    except OSError as fault:
+        log.warning("%s cannot be shown: %s", picture, fault)
+        abort(404, "The picture of that detection cannot be read.")
+    response = Response(content, mimetype="image/jpeg")
     response.cache_control.private, response.cache_control.max_age = True, KEPT_S
     return response
 

@@ -24,10 +24,13 @@ def small(path: Path, modified_ns: int) -> bytes:
     """
     from PIL import Image
 
-    with Image.open(path) as file:
-        width, height = file.size
-        top, bottom = (min(height, round(share * width)) for share in BOX_ROWS)
-        panel = file.crop((round(BOX[0] * width), top, round(BOX[1] * width), max(bottom, top + 1)))
+    try:
+        with Image.open(path) as file:
+            width, height = file.size
+            top, bottom = (min(height, round(share * width)) for share in BOX_ROWS)
+            panel = file.crop((round(BOX[0] * width), top, round(BOX[1] * width), max(bottom, top + 1)))
+    except (SyntaxError, ValueError, Image.DecompressionBombError) as fault:  # what Pillow says of damaged files
+        raise OSError(f"{path} is no picture: {fault}") from fault
     encoded = io.BytesIO()
     panel.convert("RGB").resize((WIDTH, HEIGHT)).save(encoded, "JPEG", quality=QUALITY)
     return encoded.getvalue()

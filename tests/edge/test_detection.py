@@ -273,3 +273,17 @@ def wait(desk: Desk, wish: Wish) -> Any:
     while (found := desk.ask(wish)) is None and time.monotonic() < until_s:
         time.sleep(0.05)
     return found
+
+
+def test_a_verdict_on_no_detection_is_404(client: Any, output: Path) -> None:
+    add(output)
+    for id in (99, 2**63, 2**70):
+        assert judged(client, id, verdict="orca").status_code == 404
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", b"PK\x03\x04 cut short"])
+def test_damaged_arrays_are_passed_over(client: Any, output: Path, content: bytes) -> None:
+    id = add(output)
+    for file in (output / "snapshots").glob("*.npz"):
+        file.write_bytes(content)
+    assert client.get(f"/detection/{id}").status_code == 200

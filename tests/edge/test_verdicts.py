@@ -10,7 +10,7 @@ import pytest
 
 from orcawatch.errors import InputError, OrcawatchError
 from orcawatch.store import Detection, Store
-from orcawatch.verdicts import LONGEST_NOTE, VERDICTS, Verdict, Writer, give, give_all, history
+from orcawatch.verdicts import LONGEST_NOTE, VERDICTS, ChangedError, Verdict, Writer, give, give_all, history
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
 
@@ -88,6 +88,17 @@ def test_what_cannot_be_written_is_refused_with_all_that_came_with_it(
 def test_a_time_without_a_timezone_is_refused(path: Path) -> None:
     with Writer(path) as writer, pytest.raises(ValueError, match="timezone"):
         give(writer, 1, "orca", "", "", NOON.replace(tzinfo=None))
+
+
+def test_of_two_reviewers_at_once_one_is_told(path: Path) -> None:
+    """Both have seen the page without a verdict; whoever writes first wins, whatever the order of reading was."""
+    with Writer(path) as one, Writer(path) as other:
+        give(one, 1, "orca", "", "Ada", NOON, seen=0)
+        with pytest.raises(ChangedError, match="detection 1 has meanwhile got another verdict") as raised:
+            give(other, 1, "not_orca", "", "Bea", NOON, seen=0)
+        assert raised.value.other.reviewer == "Ada" and len(history(one, 1)) == 1
+        give(other, 1, "not_orca", "", "Bea", NOON, seen=1)
+    assert read(path)[0].verdict == "not_orca"
 
 
 def test_verdicts_are_given_beside_an_open_store(path: Path) -> None:

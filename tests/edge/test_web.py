@@ -454,8 +454,12 @@ def test_thumbnails_are_small_and_only_of_the_output_folder(
     daemon.make_folders(output)
     (output / "snapshots" / "a.png").write_bytes(picture.read_bytes())
     (output / "snapshots" / "link.png").symlink_to(outside)
+    (output / "snapshots" / "text.png").write_text("no picture")
+    (output / "snapshots" / "cut.png").write_bytes(picture.read_bytes()[:5000])
     names = [
         "snapshots/a.png",
+        "snapshots/text.png",
+        "snapshots/cut.png",
         "../secret.png",
         str(outside),
         "snapshots/link.png",
@@ -465,9 +469,10 @@ def test_thumbnails_are_small_and_only_of_the_output_folder(
     ]
     ids = fill(*(replace(ROWS, snapshot=name) for name in names))
     answers = [client.get(f"/thumbnail/{id}.jpg") for id in ids]
-    assert [answer.status_code for answer in answers] == [200, *[404] * 6]
+    assert [answer.status_code for answer in answers] == [200, *[404] * 8]
     assert len(answers[0].data) < 20_000
     assert client.get(f"/thumbnail/{2**70}.jpg").status_code == 404
+    assert client.get("/?until=9999-12-31").status_code == 400
 
 
 def test_the_whole_page_is_small(fill: Fill, client: FlaskClient) -> None:
