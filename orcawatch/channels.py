@@ -33,10 +33,10 @@ def chosen_channels(channels: Sequence[int] | None, available: int) -> tuple[int
 
 
 def check_hydrophones(settings: Settings, available: int) -> None:
-    """Raise InputError where the source has too few channels, or another number than there are hydrophones."""
+    """Raise AudioError where the source has too few channels, or another number than there are hydrophones."""
     used = chosen_channels(settings.channels, available)
     if settings.hydrophones and len(settings.hydrophones) != len(used):
-        raise InputError(
+        raise AudioError(
             f"hydrophones must be as many as the used channels ({len(used)}), not {len(settings.hydrophones)}: one "
             "group of keys for each, or name the used ones in `channels`"
         )

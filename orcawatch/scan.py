@@ -79,17 +79,18 @@ def find_recordings(paths: Sequence[Path], output: Path) -> list[Recording]:
     """
     found: dict[str, Recording] = {}
     for path in paths:
-        for each in _expanded(path):
+        for each in _expanded(path, output / CLIPS):
             for recording in _recordings(each, output):
                 found.setdefault(key(recording.path), recording)
     return list(found.values())
 
 
-def _expanded(path: Path) -> list[Path]:
-    """What a pattern fits; the path itself where it is none."""
+def _expanded(path: Path, without: Path) -> list[Path]:
+    """What a pattern fits, but what lies in `without`; the path itself where it is none."""
     if path.exists() or not glob.has_magic(str(path)):
         return [path]
-    return [Path(name) for name in sorted(glob.glob(str(path), recursive=True))] or [path]  # noqa: PTH207
+    found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+    return [each for each in found if without.resolve() not in each.resolve().parents] or [path]
 
 
 def _recordings(path: Path, output: Path) -> list[Recording]:

@@ -16,10 +16,10 @@ import pytest
 
 from orcawatch import staging
 from orcawatch.bundle import SHIPPED
-from orcawatch.config import Settings
+from orcawatch.config import HydrophoneSettings, Settings
 from orcawatch.errors import OrcawatchError
 from orcawatch.listener import Totals
-from orcawatch.scan import Recording, find_recordings, scan
+from orcawatch.scan import SET_ASIDE, Recording, find_recordings, scan
 from orcawatch.staging import Task
 from orcawatch.store import Detection
 from orcawatch.workers import Here, Processes, Stopped, wait
@@ -155,3 +155,24 @@ def test_a_file_is_never_scanned_by_two_processes(tmp_path: Path, monkeypatch: p
         assert patient().events == 1
     finally:
         workers.close()
+
+
+def test_a_file_with_another_number_of_channels_is_set_aside(
+    recording: Path, ensemble: Any, tmp_path: Path, make_audio: Callable[..., Any], write: Callable[..., Path]
+) -> None:
+    write(recording.parent / "a.wav", make_audio(16000, 4.0, 3, [(1.0, 2.0)]), 16000)
+    two = (HydrophoneSettings("A"), HydrophoneSettings("B"))
+    settings = Settings(output=tmp_path / "out", snapshots=False, hydrophones=two)
+    found: list[Detection] = []
+    here = Here(ensemble, nothing, threading.Event())
+    summary = scan(find_recordings([recording.parent], settings.output), ensemble.bundle, settings, found.append, here)
+    assert (summary.files, summary.faulty) == (2, 1) and {one.source for one in found} == {str(recording)}
+    assert "hydrophones must be as many as the used channels (3), not 2" in (settings.output / SET_ASIDE).read_text()
+
+
+def test_a_pattern_leaves_out_the_clips_of_the_output(recording: Path, tmp_path: Path) -> None:
+    own = tmp_path / "in" / "clips" / "000001_calls.flac"
+    own.parent.mkdir()
+    own.write_bytes(recording.read_bytes())
+    pattern = tmp_path / "**" / "*.flac"
+    assert [item.path for item in find_recordings([pattern], tmp_path / "in")] == [recording]
