@@ -1,10 +1,14 @@
-"""Reference pages from the code: `python docs/reference.py` writes commands.md, library.md and database.md."""
+"""Reference pages from the code: `python docs/reference.py [FOLDER]` writes commands.md, library.md and database.md.
+
+They are written beside this file where no folder is named.
+"""
 
 from __future__ import annotations
 
 import inspect
 import re
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from importlib import import_module
@@ -133,5 +137,6 @@ def table(connection: sqlite3.Connection, name: str) -> str:
 PAGES = {"commands.md": commands_page, "library.md": library_page, "database.md": database_page}
 
 if __name__ == "__main__":
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
     for file, text in PAGES.items():
-        (Path(__file__).parent / file).write_text(text(), encoding="utf-8")
+        (folder / file).write_text(text(), encoding="utf-8")
