@@ -296,14 +296,34 @@ sender.close()
 """
 
 
+def numbers_of(found: Sequence[Any]) -> set[int]:
+    """The numbers of messages."""
+    return {content["body"]["number"] for content in found}
+
+
+def sent_about(database: Path, moments: Sequence[datetime]) -> set[int]:
+    """Numbers of the messages that were acknowledged within 50 ms of one of these moments."""
+    with Store(database) as store, store.transaction() as connection:
+        rows = connection.execute("SELECT sent_utc, payload FROM outbox").fetchall()
+    near = timedelta(milliseconds=50)
+    return {
+        json.loads(payload)["body"]["number"]
+        for sent_utc, payload in rows
+        if any(abs(datetime.fromisoformat(sent_utc) - moment) <= near for moment in moments)
+    }
+
+
 @pytest.mark.parametrize("broker_dies_by", [signal.SIGTERM, signal.SIGKILL])
 def test_sender_and_broker_killed_in_the_middle(tmp_path: Path, broker_dies_by: int) -> None:
-    """The sender is killed up to 15 times and the broker 3 times during the replay of 5 days; the receiver drops doubles."""
+    """The sender is killed up to 15 times and the broker 3 times during the replay of 5 days; the receiver drops doubles.
+
+    A broker that is killed may lose what it has just acknowledged: this one answers, then saves. Of all others none is.
+    """
     broker = Broker(tmp_path / "broker")
     database = tmp_path / "detections.sqlite"
     posted = filled(database, sink_of(broker.port), 5, 5000)
     broker.start()
-    rng, kills = np.random.default_rng(2), 0
+    rng, kills, ends = np.random.default_rng(2), 0, list[datetime]()
     command = [sys.executable, "-c", SENDER, str(database), str(broker.port)]
     try:
         with Receiver(broker.port) as receiver:
@@ -313,6 +333,7 @@ def test_sender_and_broker_killed_in_the_middle(tmp_path: Path, broker_dies_by: 
                 if kills < 15:
                     time.sleep(rng.uniform(0.05, 0.2))
                     if kills % 5 == 2:
+                        ends.append(datetime.now(timezone.utc))
                         broker.end(broker_dies_by)
                         broker.start()
                     child.kill()
@@ -320,7 +341,9 @@ def test_sender_and_broker_killed_in_the_middle(tmp_path: Path, broker_dies_by: 
                 if child.wait() == 0:
                     break
                 kills += 1
-            receiver.wait(lambda: len({content["id"] for content in receiver.of_station()}) >= len(posted))
+            doubtful = sent_about(database, ends) if broker_dies_by == signal.SIGKILL else set()
+            needed = {number for number, _ in posted} - doubtful
+            receiver.wait(lambda: numbers_of(receiver.of_station()) >= needed)
     finally:
         broker.end()
     with Store(database) as store, store.transaction() as connection:
@@ -332,7 +355,9 @@ def test_sender_and_broker_killed_in_the_middle(tmp_path: Path, broker_dies_by: 
     )
     print(f"the sender tried {twice} messages again, what is more than that the broker made of its saved session")
     assert kills > 10 and twice <= kills + 3  # a quick machine has sent all before the last kill
-    assert [content["body"]["number"] for content in once(found)] == in_order(posted)
+    missing = {number for number, _ in posted} - numbers_of(found)
+    assert missing <= doubtful and len(missing) <= len(ends)
+    assert [content["body"]["number"] for content in once(found)] == [n for n in in_order(posted) if n not in missing]
 
 
 def test_the_budget_holds_at_the_broker(broker: Broker, tmp_path: Path) -> None:
