@@ -75,7 +75,10 @@ def install(path: Path, config: Path | None, output: Path | None, as_shadow: boo
 @output_option
 @logged
 def rollback(config: Path | None, output: Path | None) -> None:
-    """Go back to the previous bundle; the one that was current is then the previous one."""
+    """Go back to the previous bundle, or without one to the bundle that comes with orcawatch.
+
+    The one that was current is then the previous one: a second rollback undoes the first.
+    """
     settings = chosen_settings(config, None, output)
     changed(shelf_of(settings).rollback(fits(settings)), settings)
 
@@ -169,7 +172,10 @@ def fits(settings: Settings) -> Callable[[Bundle], object]:
 
 def changed(found: Bundle, settings: Settings) -> None:
     """Tell which bundle is current, and what makes a running watch take it."""
-    click.echo(f"current: {found.name} {found.digest[:12]}")
+    from .bundle import SHIPPED
+
+    whose = ", the bundle that comes with orcawatch" if found.folder == SHIPPED else ""
+    click.echo(f"current: {found.name} {found.digest[:12]}{whose}")
     if settings.bundle is not None:
         click.echo(f"but the settings name another, {settings.bundle}: take `bundle:` out to use the installed one")
         return
@@ -198,13 +204,15 @@ def listed_line(item: Listed) -> str:
 
 
 SHOWN = (
-    "backbones", "channel_fusion", "digest", "files", "heads", "hop_s", "members", "name", "schema", "thresholds",
+    "backbones", "cascade", "channel_fusion", "digest", "files", "heads", "hop_s", "members", "name", "schema", "thresholds",
     "vote",
 )  # fmt: skip
 
 
 def described(found: Bundle) -> Iterator[str]:
     """Lines about a bundle."""
+    from .cascade import cascade_lines
+
     yield f"name        {found.name}"
     yield f"digest      {found.digest}"
     yield f"members     {', '.join(found.members)}"
@@ -212,6 +220,8 @@ def described(found: Bundle) -> Iterator[str]:
     yield f"windows     every {found.hop_s:g} s"
     yield f"channels    {found.channel_fusion}"
     yield f"thresholds  start {found.start_threshold:g}, stop {found.stop_threshold:g}"
+    for line in cascade_lines(found.manifest.get("cascade")):
+        yield f"cascade     {line}"
     for name, entry in found.backbones.items():
         constants = ", ".join(f"{key} {value}" for key, value in entry.front_end.to_dict().items())
         yield f"backbone    {name}: {entry.feature_size} features; {constants}"

@@ -16,6 +16,7 @@ Fits = Callable[[Bundle], object]
 
 FOLDER = "bundles"
 CURRENT, PREVIOUS = "current", "previous"
+OF_OURS = "shipped"  # where a link leads that stands for the bundle that comes with orcawatch; no folder has that name
 DIGEST_CHARACTERS = 12
 
 
@@ -82,8 +83,14 @@ def usable(folder: Path, fits: Fits = nothing) -> Bundle:
 
 
 def installed(output: Path) -> Iterator[tuple[str, Path]]:
-    """Yield `current` and `previous` with the folders that they lead to, where anything was ever installed."""
+    """Yield `current` and `previous` with the folders that they lead to, where anything was ever installed.
+
+    It ends before a link that leads to the bundle that comes with orcawatch.
+    """
     places = {origin: output / FOLDER / origin for origin in (CURRENT, PREVIOUS)}
     there = [origin for origin, link in places.items() if os.path.lexists(link)]
-    if there:
-        yield from ((origin, places[origin].resolve()) for origin in dict.fromkeys([CURRENT, *there]))
+    for origin in dict.fromkeys([CURRENT, *there] if there else []):
+        link = places[origin]
+        if link.is_symlink() and str(link.readlink()) == OF_OURS:
+            return
+        yield origin, Path(os.path.realpath(link))

@@ -21,8 +21,8 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Callable
 
-from .bundle import Bundle, load_bundle
-from .bundles import CURRENT, DIGEST_CHARACTERS, FOLDER, PREVIOUS, Fits, InForce, nothing, usable
+from .bundle import SHIPPED, Bundle, load_bundle
+from .bundles import CURRENT, DIGEST_CHARACTERS, FOLDER, OF_OURS, PREVIOUS, Fits, InForce, nothing, usable
 from .durable import PARTIAL, make_folder, sync_folder, write_bytes
 from .errors import BundleError, InputError, OrcawatchError
 from .trial import Trial, trial_of
@@ -45,7 +45,7 @@ class Listed:
 
     Attributes
     ----------
-    folder : its name in `bundles/`.
+    folder : its name in `bundles/`; `shipped` for the one that comes with orcawatch, where a link leads to it.
     roles : which links lead to it.
     size_b : of its files.
     installed_utc : when it was put there; None where the history does not say.
@@ -76,7 +76,7 @@ class Shelf:
         self._now = now
 
     def target(self, link: str) -> str | None:
-        """Name of the folder that a link leads to; None where there is no such link."""
+        """Name of the folder that a link leads to, or `shipped`; None where there is no such link."""
         try:
             return str((self.folder / link).readlink())
         except FileNotFoundError:
@@ -88,7 +88,7 @@ class Shelf:
         """The bundle that a link leads to; raises BundleError where there is none, or it is damaged."""
         if (name := self.target(link)) is None:
             raise BundleError(f"{self.folder} has no {link} bundle: `orcawatch bundle list` shows what there is")
-        return load_bundle(self.folder / name)
+        return load_bundle(self._place(name))
 
     def trial(self) -> Trial | None:
         """How long the shadow scores; None where there is no shadow."""
@@ -118,11 +118,12 @@ class Shelf:
         times = {entry["bundle"]: entry["utc"] for entry in self.history() if entry.get("action") in INSTALLING}
         roles = {link: self.target(link) for link in LINKS}
         names = [name for name in folders(self.folder) if not name.endswith(PARTIAL)]
+        names += [OF_OURS] if OF_OURS in roles.values() else []
         found = [self._listed(name, roles, times.get(name)) for name in names]
         return sorted(found, key=lambda item: [link not in item.roles for link in LINKS])
 
     def _listed(self, name: str, roles: Mapping[str, str | None], utc: str | None) -> Listed:
-        folder = self.folder / name
+        folder = self._place(name)
         size_b = sum(file.stat().st_size for file in folder.iterdir())
         bundle, fault = None, ""
         try:
@@ -167,18 +168,22 @@ class Shelf:
     def rollback(self, fits: Fits = nothing) -> Bundle:
         """Make the previous bundle the current one; the current one is then the previous one.
 
+        Where there is no previous one, the bundle that comes with orcawatch is made the current one.
+
         Raises
         ------
-        BundleError : there is none, or it cannot be used; nothing was changed.
+        BundleError : nothing is installed, or that bundle cannot be used; nothing was changed.
         """
         with self._changing():
             now, before = self.target(CURRENT), self.target(PREVIOUS)
-            if before is None or before == now:
+            before = OF_OURS if before in (None, now) else before
+            if (now or OF_OURS) == before:
                 raise BundleError(
-                    f"{self.folder} has no previous bundle to go back to; install one: orcawatch bundle install PATH"
+                    f"the bundle that comes with orcawatch scores, and {self.folder} has none to go back to; install "
+                    "one: orcawatch bundle install PATH"
                 )
             try:
-                found = usable(self.folder / before, fits)
+                found = usable(self._place(before), fits)
             except OrcawatchError as fault:
                 raise BundleError(f"the previous bundle cannot be used, and nothing was changed: {fault}") from fault
             self._log("rollback", before, {CURRENT: before, PREVIOUS: now})
@@ -303,6 +308,10 @@ class Shelf:
             raise
         shutil.rmtree(incoming, ignore_errors=True)
         return name
+
+    def _place(self, name: str) -> Path:
+        """The folder that a link's target stands for."""
+        return SHIPPED if name == OF_OURS else self.folder / name
 
     def _is_whole(self, name: str) -> bool:
         """Whether that bundle is there already."""

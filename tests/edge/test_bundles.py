@@ -95,10 +95,30 @@ def test_installed_again_nothing_changes(bundles: dict[str, Path], output: Path)
     assert (place.bundle("current").name, place.bundle("previous").name) == ("b", "a")
 
 
-def test_nothing_to_roll_back_to(bundles: dict[str, Path], output: Path) -> None:
-    place = Shelf(output)
-    with pytest.raises(BundleError, match="has no previous bundle to go back to"):
+def test_rollback_of_the_first_installation_leads_to_the_shipped_bundle(bundles: dict[str, Path], output: Path) -> None:
+    place, settings = Shelf(output), Settings(output=output)
+    with pytest.raises(
+        BundleError, match=r"the bundle that comes with orcawatch scores, and .* has none to go back to"
+    ):
         place.rollback()
+    place.install(bundles["a"])
+    assert place.rollback().folder == SHIPPED
+    found = in_force(settings)
+    assert (found.bundle.folder, found.origin, found.faults) == (SHIPPED, "shipped", ())
+    assert [(item.folder[0], item.roles) for item in place.listed()] == [("s", ("current",)), ("a", ("previous",))]
+    assert place.bundle("current").folder == SHIPPED and place.history()[-1]["current"] == "shipped"
+    assert place.rollback().name == "a" and current(output) == "a"  # there and back
+    damage(place.folder / "current")
+    found = in_force(settings)
+    assert found.origin == "shipped" and len(found.faults) == 1
+    assert place.rollback().folder == SHIPPED and place.install(bundles["b"]).name == "b"
+    assert place.rollback().folder == SHIPPED and current(output) == "first-light"
+    place.install_shadow(bundles["c"], 1)
+    assert place.promote().name == "c" and place.rollback().folder == SHIPPED
+
+
+def test_previous_bundle_that_is_damaged_is_not_gone_back_to(bundles: dict[str, Path], output: Path) -> None:
+    place = Shelf(output)
     place.install(bundles["a"])
     place.install(bundles["b"])
     damage(place.folder / "previous")
@@ -207,6 +227,7 @@ def cut_before(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseExceptio
 CHANGES: dict[str, tuple[Callable[[Shelf, dict[str, Path]], object], set[str]]] = {
     "install": (lambda place, bundles: place.install(bundles["c"]), {"b", "c"}),
     "rollback": (lambda place, bundles: place.rollback(), {"b", "a"}),
+    "rollback to ours": (lambda place, bundles: place.rollback(), {"a", "first-light"}),
     "shadow": (lambda place, bundles: place.install_shadow(bundles["c"], 14), {"b"}),
     "promote": (lambda place, bundles: place.promote(), {"b", "d"}),
     "stop": (lambda place, bundles: place.stop_shadow(), {"b"}),
@@ -225,7 +246,8 @@ def test_power_cut_before_every_step_leaves_what_works(
     before = tmp_path / "before"
     before.mkdir()
     Shelf(before).install(bundles["a"])
-    Shelf(before).install(bundles["b"])
+    if change != "rollback to ours":
+        Shelf(before).install(bundles["b"])
     Shelf(before).install_shadow(bundles["d"], 1)
     while not done:
         number += 1
@@ -477,14 +499,17 @@ def test_commands(bundles: dict[str, Path], tmp_path: Path) -> None:
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
     shown = orcawatch(tmp_path, "list").stdout
     assert "in force   first-light" in shown and "(installed)" in shown and ": install first-light-" in shown
-    assert "no previous bundle" in orcawatch(tmp_path, "rollback").stderr
+    assert "the bundle that comes with orcawatch" in orcawatch(tmp_path, "rollback").stdout
+    assert "current    shipped, 18.4 MB" in orcawatch(tmp_path, "list").stdout
+    assert orcawatch(tmp_path, "rollback").returncode == 0
     done = orcawatch(tmp_path, "install", str(SHIPPED), "--shadow", "--days", "14")
     assert "scores beside the current bundle until 20" in done.stdout
     assert orcawatch(tmp_path, "shadow", "stop").returncode == 0
     assert orcawatch(tmp_path, "shadow", "stop").returncode == 2
     assert orcawatch(tmp_path, "install", str(SHIPPED), "--days", "3").returncode == 2
     text = (tmp_path / "orcawatch-out" / "bundles" / "history.jsonl").read_text()
-    assert [json.loads(line)["action"] for line in text.splitlines()] == ["install", "install shadow", "stop shadow"]
+    actions = ["install", "rollback", "rollback", "install shadow", "stop shadow"]
+    assert [json.loads(line)["action"] for line in text.splitlines()] == actions
 
 
 LIVE = """\
