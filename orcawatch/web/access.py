@@ -32,7 +32,7 @@ READING = ("GET", "HEAD", "OPTIONS")
 MOST_FAILURES = 10  # of one address in `FORGET_S`; what it sends then is not looked at
 FORGET_S = 60.0
 MOST_ADDRESSES = 1000  # that are remembered
-FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
+FORWARDED = ("Forwarded", "Via", "X-Real-IP", "X-Client-IP", "True-Client-IP")  # and all that begin with X-Forwarded-
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -52,7 +52,7 @@ class Access:
 
     A request is trusted with reading where it carries the token, or where it comes from this machine and was meant
     for it: a page of another site whose name was made to point here (DNS rebinding) gives itself away by `Host`, and
-    a proxy by its headers. Writing needs the token, from this very site.
+    a proxy by its headers or by speaking HTTP/1.0. Writing needs the token, from this very site.
 
     Parameters
     ----------
@@ -101,8 +101,9 @@ class Access:
 
     def is_local(self, asked: Request) -> bool:
         """Whether a request without a token may read."""
-        forwarded = any(name in asked.headers for name in FORWARDED)
-        return not (self._always or forwarded) and is_loopback(asked.remote_addr) and names_loopback(asked.host)
+        if self._always or was_forwarded(asked):
+            return False
+        return is_loopback(asked.remote_addr) and names_loopback(asked.host)
 
     def _compare(self, given: str, right: str, asked: Request) -> bool:
         address = asked.remote_addr or ""
@@ -178,6 +179,25 @@ def names_loopback(host: str) -> bool:
     except ValueError:
         return False
     return name == "localhost" or is_loopback(name)
+
+
+def was_forwarded(asked: Request) -> bool:
+    """Whether a proxy may have sent this, so that the caller's address says nothing.
+
+    A proxy that adds no header is still told by HTTP/1.0, which no browser speaks, and nginx speaks where nothing else
+    is set. Newer ones (from 1.29.7) speak HTTP/1.1: they cannot be told from a browser, hence `--private`.
+    """
+    named = any(name in asked.headers for name in FORWARDED)
+    titled = any(name.lower().startswith("x-forwarded-") for name, _ in asked.headers)
+    return named or titled or asked.environ.get("SERVER_PROTOCOL") == "HTTP/1.0"
+
+
+def is_encrypted(asked: Request) -> bool:
+    """Whether the browser speaks HTTPS, to us or to a proxy.
+
+    The proxy is believed: who lies only keeps their own cookie from being sent without encryption.
+    """
+    return asked.is_secure or asked.headers.get("X-Forwarded-Proto", "").lower() == "https"
 
 
 def check_origin(asked: Request) -> None:

@@ -14,7 +14,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from .._version import __version__
 from ..config import Settings
 from ..errors import InputError, OrcawatchError
-from . import access, detection, effort, lists, status, words
+from . import access, detection, download, effort, lists, status, words
 from .access import COOKIE, COOKIE_S, Access
 from .filters import Filter
 from .site import KEY, Site, site
@@ -60,6 +60,7 @@ def create_app(settings: Settings, token: str, always: bool = False) -> Flask:
     app.add_url_rule("/healthz", "health", health)
     app.add_url_rule("/token", "login", login, methods=["POST"])
     app.register_blueprint(lists.blueprint)
+    app.register_blueprint(download.blueprint)
     app.register_blueprint(effort.blueprint)
     app.register_blueprint(status.blueprint)
     app.register_blueprint(detection.blueprint)
@@ -127,8 +128,9 @@ def entered(token: str, address: str) -> AnyResponse:
         abort(401, "That is not the token.")
     response = redirect(address, 303)
     response.set_cookie(
-        COOKIE, site().access.cookie, max_age=COOKIE_S, httponly=True, samesite="Strict", secure=request.is_secure
-    )
+        COOKIE, site().access.cookie, max_age=COOKIE_S, httponly=True, samesite="Strict",
+        secure=access.is_encrypted(request),
+    )  # fmt: skip
     return response
 
 

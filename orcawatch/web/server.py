@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from waitress.channel import HTTPChannel
@@ -17,11 +19,15 @@ if TYPE_CHECKING:
 THREADS = 4
 CONNECTIONS = 60
 HEADER_B = 16 << 10
-IDLE_S = 20  # until a connection is closed on which no request was completed
+IDLE_S = 20  # until a connection is closed on which no request was completed, or nothing is taken of a long answer
+UNSENT_B = 1 << 20  # of an answer that is made while it is sent, waiting for a slow reader
 
 
 class Channel(HTTPChannel):  # type: ignore[misc]
-    """A connection on which a request must arrive whole in a given time, not only some byte now and then."""
+    """A connection on which a request must arrive whole in a given time, not only some byte now and then.
+
+    Who takes nothing of a long answer for as long is cut off: it would hold a thread for ever.
+    """
 
     last_activity: float
 
@@ -31,6 +37,14 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         super().handle_read()
         if began_s is not None and self.request is not None:
             self.last_activity = began_s
+
+    def writable(self) -> bool:
+        """Whether there is something to send; asked at every turn of the server's loop."""
+        waiting = self.requests and self.total_outbufs_len > self.adj.outbuf_high_watermark
+        if waiting and time.time() - self.last_activity > self.adj.channel_timeout:
+            with suppress(OSError):  # the reader is gone by itself
+                self.socket.shutdown(socket.SHUT_RDWR)
+        return bool(super().writable())
 
 
 def listening(address: str, port: int) -> socket.socket:
@@ -64,6 +78,7 @@ def server(app: Flask, place: socket.socket, idle_s: int = IDLE_S) -> Any:
         max_request_header_size=HEADER_B,
         channel_timeout=idle_s,
         cleanup_interval=max(1, idle_s // 4),
+        outbuf_high_watermark=UNSENT_B,
         ident=None,
         clear_untrusted_proxy_headers=False,  # a proxy is to be noticed (`access`); its headers are not believed
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import cast
 
 from flask import current_app
@@ -18,6 +19,7 @@ from ..store import Store
 from .access import Access
 
 KEY = "orcawatch"
+MOST_DOWNLOADS = 2  # at once
 
 
 class UnreadableError(OrcawatchError):
@@ -32,10 +34,12 @@ class Site:
     ----------
     settings : of the station; `output` is the folder that is looked at.
     access : who may read and write.
+    downloads : taken by each list that is on its way; each holds one of the server's threads.
     """
 
     settings: Settings
     access: Access
+    downloads: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(MOST_DOWNLOADS))
 
     @property
     def output(self) -> Path:
@@ -54,15 +58,19 @@ def site() -> Site:
 
 
 @contextmanager
-def reading() -> Iterator[sqlite3.Connection]:
+def reading(database: Path | None = None) -> Iterator[sqlite3.Connection]:
     """One unchanging view of the database, as short as possible: it is closed before the page is made.
+
+    Parameters
+    ----------
+    database : that of the present request where it is None.
 
     Raises
     ------
     UnreadableError : there is no database, it cannot be read, or it is of another version.
     """
     try:
-        reader = Store.reader(site().database)
+        reader = Store.reader(database or site().database)
     except OrcawatchError as fault:
         raise UnreadableError(str(fault)) from fault
     with reader, reader.transaction() as connection:

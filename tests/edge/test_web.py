@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import sqlite3
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
+from math import nan
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,15 +24,16 @@ from hypothesis import strategies as st
 from orcawatch import daemon
 from orcawatch.clock import Clocks
 from orcawatch.config import Settings
+from orcawatch.export import write_exports
 from orcawatch.ledger import FileTime, Ledger, Session
 from orcawatch.records import Missing
 from orcawatch.schema import STEPS, migrate
 from orcawatch.store import Detection, Store, inserted, row_of
 from orcawatch.verdicts import give
-from orcawatch.web import charts, filters, queries
+from orcawatch.web import charts, download, filters, queries
 from orcawatch.web.app import create_app
 from orcawatch.web.filters import Filter, from_args
-from orcawatch.web.site import Site
+from orcawatch.web.site import MOST_DOWNLOADS, Site
 
 TOKEN = "a-token-of-some-length"
 NOON = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
@@ -361,6 +366,116 @@ def test_reading_leaves_nothing_open_and_nothing_behind(output: Path, fill: Fill
             assert connection.execute("SELECT count(*) FROM detections").fetchone()[0] == 1
         assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
     assert sorted(path.name for path in output.iterdir()) == before
+
+
+def downloaded(client: FlaskClient, query: str = "") -> list[dict[str, str]]:
+    """The list as CSV, a row by name of its column."""
+    with client.get(f"/detections.csv?{query}") as answer:
+        assert (answer.status_code, answer.mimetype) == (200, "text/csv"), answer.text
+        return list(csv.DictReader(io.StringIO(answer.data.decode("utf-8-sig"), newline="")))
+
+
+@pytest.fixture
+def by_twos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only two rows are read at once."""
+    monkeypatch.setattr(download, "BATCH", 2)
+
+
+@pytest.mark.usefixtures("by_twos")
+def test_the_download_is_the_list_with_the_columns_of_the_export(
+    fill: Fill, output: Path, client: FlaskClient, tmp_path: Path
+) -> None:
+    found = [replace(ROWS, score=number / 10, start_utc=NOON + timedelta(hours=7 * number)) for number in range(7)]
+    fill(*found, replace(ROWS, start_utc=None, source="archive/a.wav"), replace(ROWS, channel_scores=(nan, 0.4)))
+    with daemon.open_store(output) as store:
+        give(store, 3, "orca", "clear", "Ada", NOON)
+    write_exports(output, ["csv"], tmp_path)
+    exported = (tmp_path / "detections.csv").read_bytes()
+    with client.get("/detections.csv?sort=oldest") as answer:
+        ours = answer.data
+    assert ours.splitlines()[0] == exported.splitlines()[0]
+    assert sorted(ours.splitlines()) == sorted(exported.splitlines())
+    for query in ("", "sort=score", "verdict=none&score=0.2", "since=2026-03-02", "undated=1", "note=clear"):
+        ids = [int(row["id"]) for row in downloaded(client, query)]
+        assert ids == [id for ids in every(client, query) for id in ids] != []
+    assert downloaded(client, "note=nothing") == []
+
+
+def test_no_cell_of_the_download_is_a_formula(fill: Fill, client: FlaskClient) -> None:
+    texts = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "'=1"]
+    fill(*(replace(ROWS, source=text, station=text, channel_scores=(nan, 0.4)) for text in texts))
+    for row, text in zip(downloaded(client, "sort=oldest"), texts):
+        assert row["file"] == row["station"] == f"'{text}" and row["channel_scores"] == "'- 0.4"
+
+
+@pytest.mark.usefixtures("by_twos")
+def test_rows_that_come_during_a_download_double_and_push_out_none(fill: Fill, client: FlaskClient) -> None:
+    before = fill(*(replace(ROWS, start_utc=NOON + timedelta(hours=number)) for number in range(600)))
+    answer = client.get("/detections.csv?sort=newest")
+    parts = iter(answer.response)
+    first = next(parts)
+    later = fill(*(replace(ROWS, start_utc=NOON + timedelta(minutes=61 * number)) for number in range(0, 500, 50)))
+    text = b"".join([first, *parts]).decode("utf-8-sig")
+    answer.close()
+    ids = [int(row["id"]) for row in csv.DictReader(io.StringIO(text, newline=""))]
+    assert len(ids) == len(set(ids)) and set(before) <= set(ids) <= {*before, *later}
+
+
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [
+        ("", "Sound_2026-03-01_2026-03-03_detections.csv"),
+        ("since=2026-03-02", "Sound_2026-03-02_2026-03-03_detections.csv"),
+        ("since=2026-03-01&until=2026-03-01&station=%3DHaro+Strait/1", "Haro-Strait-1_2026-03-01_detections.csv"),
+        ("undated=1", "Sound_detections.csv"),
+        ("note=nothing", "Sound_detections.csv"),
+    ],
+)
+def test_a_download_is_named_by_station_and_days(fill: Fill, output: Path, query: str, name: str) -> None:
+    fill(ROWS, replace(ROWS, start_utc=NOON + timedelta(days=2)), replace(ROWS, start_utc=None))
+    client = create_app(replace(Settings(), output=output, station="Sound"), TOKEN).test_client()
+    with client.get(f"/detections.csv?{query}") as answer:
+        assert answer.headers["Content-Disposition"] == f"attachment; filename={name}"
+
+
+def test_the_list_leads_to_the_download_of_the_same_filter(fill: Fill, client: FlaskClient) -> None:
+    fill(ROWS, replace(ROWS, score=0.3))
+    (address,) = re.findall(r'href="(/detections\.csv[^"]*)"', client.get("/?score=0.5&sort=score").text)
+    assert [row["score"] for row in downloaded(client, address.partition("?")[2].replace("&amp;", "&"))] == ["0.8"]
+    assert "/detections.csv" not in client.get("/?score=0.9").text
+
+
+def test_a_download_takes_little_memory(output: Path, fill: Fill, client: FlaskClient) -> None:
+    fill(replace(ROWS, source="x" * 1000))
+    with sqlite3.connect(output / daemon.DATABASE) as connection:
+        columns = ", ".join(row[1] for row in connection.execute("PRAGMA table_info(detections)") if row[1] != "id")
+        many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)"
+        connection.execute(f"INSERT INTO detections ({columns}) {many} SELECT {columns} FROM detections, n")
+    connection.close()
+    tracemalloc.start()
+    try:
+        with client.get("/detections.csv") as answer:
+            size = sum(map(len, answer.response))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert size > 20_000_000 and peak < 8_000_000
+
+
+def test_a_download_of_a_damaged_log_is_told_and_ends(output: Path, fill: Fill, client: FlaskClient) -> None:
+    (output / daemon.DATABASE).parent.mkdir()
+    (output / daemon.DATABASE).write_bytes(b"SQLite format 3\0" + bytes(4096))
+    for _ in range(MOST_DOWNLOADS + 1):
+        with client.get("/detections.csv") as answer:
+            assert answer.status_code == 503 and "downloaded already" not in answer.text
+    (output / daemon.DATABASE).unlink()
+    fill(ROWS)
+    begun = [client.get("/detections.csv") for _ in range(MOST_DOWNLOADS)]
+    refused = client.get("/detections.csv")
+    assert refused.status_code == 503 and "try again" in refused.text
+    for answer in begun:
+        answer.close()
+    assert len(downloaded(client)) == 1
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from http.client import HTTPConnection
@@ -32,6 +32,7 @@ from orcawatch.store import Detection
 from orcawatch.web import access, server
 from orcawatch.web.access import COOKIE, derived, is_loopback, names_loopback, read_token
 from orcawatch.web.app import create_app
+from orcawatch.web.site import MOST_DOWNLOADS
 
 TOKEN = "a-token-of-some-length"
 NOON = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
@@ -93,9 +94,13 @@ def asked(app: Flask, address: str = "/", host: str = "localhost:8765", **option
         ("localhost", {}, {"X-Forwarded-For": "127.0.0.1"}, 401),
         ("localhost", {}, {"Forwarded": "for=127.0.0.1"}, 401),
         ("localhost", {}, {"Via": "1.1 proxy"}, 401),
+        ("localhost", {}, {"X-Forwarded-Proto": "https"}, 401),
+        ("localhost", {}, {"x-forwarded-anything": ""}, 401),
+        ("localhost", {"SERVER_PROTOCOL": "HTTP/1.0"}, {}, 401),
+        ("localhost", {"SERVER_PROTOCOL": "HTTP/1.0"}, BEARER, 200),
     ],
 )
-@pytest.mark.parametrize("address", ["/", "/status.json", "/detection/1", "/nowhere"])
+@pytest.mark.parametrize("address", ["/", "/detections.csv", "/status.json", "/detection/1", "/nowhere"])
 def test_who_may_read(
     app: Flask, address: str, host: str, where: dict[str, str], headers: dict[str, str], code: int
 ) -> None:
@@ -328,6 +333,50 @@ def test_a_large_body_and_large_headers_are_refused(served: int) -> None:
             except (BrokenPipeError, ConnectionResetError):
                 continue
             assert connection.getresponse().status == code
+
+
+def test_who_takes_nothing_of_a_long_list_is_cut_off(served: int, output: Path) -> None:
+    with daemon.open_store(output) as store, store.transaction() as connection:
+        names = [
+            row[1] for row in connection.execute("PRAGMA table_info(detections)") if row[1] not in ("id", "source")
+        ]
+        many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2000)"
+        connection.execute(
+            f"INSERT INTO detections (source, {', '.join(names)}) {many} SELECT ?, {', '.join(names)} FROM detections, n",
+            ("x" * 8000,),
+        )
+    ask = b"GET /detections.csv HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    idle = [socket.create_connection(("127.0.0.1", served), timeout=20) for _ in range(MOST_DOWNLOADS)]
+    for connection in idle:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sendall(ask)
+        assert connection.recv(15) == b"HTTP/1.1 200 OK"
+    assert status(served, "/detections.csv") == 503 and status(served, "/") == 200
+    began_s = time.monotonic()
+    while status(served, "/detections.csv") == 503:
+        assert time.monotonic() - began_s < 20
+        time.sleep(0.2)
+    for connection in idle:
+        with closing(connection):
+            assert len(received(connection)) < 16_000_000  # the list is not whole
+
+
+def status(port: int, path: str) -> int:
+    """The code of an answer, which is read to its end."""
+    with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status
+
+
+def received(connection: socket.socket) -> bytes:
+    """What still comes until the other side ends it."""
+    found = bytearray()
+    with suppress(ConnectionResetError):
+        while part := connection.recv(1 << 16):
+            found += part
+    return bytes(found)
 
 
 def test_a_request_that_dribbles_in_is_ended(served: int) -> None:
