@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 800.0, 260.0
 LEFT, RIGHT, TOP, BOTTOM = 66.0, 790.0, 34.0, 226.0
 TICKS_X, TICKS_Y = 5, 5
+ACROSS, UP = 90, 25  # cells of a chart with too many dots
 STEPS_S = (
     3600,
     7200,
@@ -143,15 +144,10 @@ def dots(axes: Axes, groups: Mapping[str, Sequence[tuple[datetime, float]]]) -> 
     )
 
 
-def cells(axes: Axes, points: Sequence[tuple[datetime, float]], across: int = 90, up: int = 25) -> str:
-    """How many points lie where, in four shades; for more points than can be told apart."""
-    found: dict[tuple[int, int], int] = {}
-    for at, value in points:
-        column = min(across - 1, int((axes.x(at) - LEFT) / (RIGHT - LEFT) * across))
-        row = min(up - 1, int((BOTTOM - axes.y(value)) / (BOTTOM - TOP) * up))
-        found[column, row] = found.get((column, row), 0) + 1
+def cells(found: Mapping[tuple[int, int], int]) -> str:
+    """How many detections lie in each (column, row) of `ACROSS` times `UP` cells, in four shades."""
     most = math.log1p(max(found.values(), default=1))
-    width, height = (RIGHT - LEFT) / across, (BOTTOM - TOP) / up
+    width, height = (RIGHT - LEFT) / ACROSS, (BOTTOM - TOP) / UP
     shades: dict[int, list[str]] = {}
     for (column, row), number in found.items():
         x, y = LEFT + column * width, BOTTOM - (row + 1) * height

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 
@@ -14,7 +13,7 @@ from ..errors import InputError
 from . import charts, season, words
 from .charts import Axes
 from .filters import VERDICTS, read_day
-from .season import Lines, Range, Scores
+from .season import Counts, Lines, Range, Scores
 from .site import reading
 
 blueprint = Blueprint("effort", __name__)
@@ -42,16 +41,17 @@ def page() -> str:
         )
         live = season.any_live(connection)
         files = request.args.get("files") == "1" or not live
-        accounts, total = season.accounts(connection, asked, files)
+        counted = season.counts(connection, asked, files)
+        accounts, total = season.accounts(connection, asked, files, counted)
         scores, levels = season.scores(connection, asked), season.levels(connection, asked)
     accounts = [account for account in accounts if account.label != NO_TIME]
     drawn = {
-        "effort": effort_chart(accounts, asked), "rate": rate_chart(accounts, scores, asked),
+        "effort": effort_chart(accounts, asked), "rate": rate_chart(accounts, counted, asked),
         "score": score_chart(scores, asked), "level": None if levels is None else level_chart(levels, asked),
     }  # fmt: skip
     return render_template(
         "effort.html", asked=asked, accounts=accounts, total=total, levels=levels, live=live, files=files, kinds=KINDS,
-        order=ORDER, figures=figures, verdicts=VERDICTS, ranges=season.RANGES, many=crowded(scores), **drawn,
+        order=ORDER, figures=figures, verdicts=VERDICTS, ranges=season.RANGES, many=bool(scores.cells), **drawn,
     )  # fmt: skip
 
 
@@ -93,16 +93,13 @@ def effort_chart(accounts: Sequence[Account], asked: Range) -> Markup | None:
     )
 
 
-def rate_chart(accounts: Sequence[Account], scores: Scores, asked: Range) -> Markup | None:
+def rate_chart(accounts: Sequence[Account], counted: Counts, asked: Range) -> Markup | None:
     """Detections per hour listened, by verdict."""
-    counts: dict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for verdict, points in scores.items():
-        for utc, _ in points:
-            counts[utc.astimezone(timezone.utc).strftime(PATTERNS[asked.by])][verdict] += 1
     columns = []
     for account in accounts:
         hours = account.kinds["recorded"] / HOUR_S
-        shares = {verdict: number / hours for verdict, number in counts[account.label].items()} if hours else {}
+        numbers = counted.get(account.label, {}) if hours else {}
+        shares = {verdict: number / hours for verdict, number in numbers.items()}
         columns.append((*period(account.label, asked.by), shares))
     highest = max((sum(found.values()) for *_, found in columns), default=0.0)
     if not highest:
@@ -111,23 +108,14 @@ def rate_chart(accounts: Sequence[Account], scores: Scores, asked: Range) -> Mar
     return charts.chart(axes, "Detections per hour listened", charts.stacked(axes, columns, ORDER), "by verdict")
 
 
-def crowded(scores: Scores) -> bool:
-    """Whether there are more detections than dots can be told apart."""
-    return sum(map(len, scores.values())) > season.MOST_DOTS
-
-
 def score_chart(scores: Scores, asked: Range) -> Markup | None:
     """Each detection's score; how many lie where, where there are many."""
-    if not any(scores.values()):
+    if not scores.count:
         return None
     axes = Axes(asked.since, asked.until, 0, 1, "score")
-    every = [point for points in scores.values() for point in points]
-    marks = (
-        charts.cells(axes, every)
-        if crowded(scores)
-        else charts.dots(axes, {name: scores.get(name, []) for name in ORDER})
-    )
-    return charts.chart(axes, "Scores of detections", marks, f"{len(every)} detections")
+    dots = {name: scores.dots.get(name, []) for name in ORDER}
+    marks = charts.cells(scores.cells) if scores.cells else charts.dots(axes, dots)
+    return charts.chart(axes, "Scores of detections", marks, f"{scores.count} detections")
 
 
 def level_chart(levels: Lines, asked: Range) -> Markup | None:

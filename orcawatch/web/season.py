@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone
+from functools import cache
 from statistics import median
 
 from .. import effort
 from ..effort import Account, Entry, Span
 from ..errors import InputError
-from ..ledger import COLUMNS, utc_of
+from ..ledger import COLUMNS
+from .charts import ACROSS, UP
 from .status import hydrophones
 
 MOST_LEVELS = 4000  # rows of levels that are looked at: evenly chosen ones of those in the range
@@ -92,15 +94,33 @@ def any_live(connection: sqlite3.Connection) -> bool:
     return connection.execute("SELECT 1 FROM sessions WHERE live LIMIT 1").fetchone() is not None
 
 
-def accounts(connection: sqlite3.Connection, asked: Range, files: bool) -> tuple[list[Account], Account]:
-    """Each period's account, and all together."""
-    since, until = asked.texts
-    moments = (
-        "SELECT start_utc FROM detections JOIN sessions ON sessions.id = session "
-        "WHERE (live OR ?) AND start_utc >= ? AND start_utc < ?"
+Counts = dict[str, dict[str, int]]
+
+
+def counts(connection: sqlite3.Connection, asked: Range, files: bool) -> Counts:
+    """Detections of each period by verdict (`none` is not reviewed); only periods that have any."""
+    query = (
+        "SELECT substr(start_utc, 1, ?), verdict, count(*) FROM detections JOIN sessions ON sessions.id = session "
+        "WHERE (live OR ?) AND start_utc >= ? AND start_utc < ? GROUP BY 1, 2"
     )
-    found = [utc_of(row[0]) for row in connection.execute(moments, (files, since, until))]
-    return effort.accounts(entries(connection, asked, files), found, asked.by, Span(asked.since, asked.until))
+    hourly = asked.by == "hour"
+    found: Counts = defaultdict(dict)
+    for text, verdict, number in connection.execute(query, (13 if hourly else 10, files, *asked.texts)):
+        found[f"{text.replace('T', ' ')}:00" if hourly else text][verdict or "none"] = number
+    return found
+
+
+def accounts(
+    connection: sqlite3.Connection, asked: Range, files: bool, counted: Counts
+) -> tuple[list[Account], Account]:
+    """Each period's account, and all together."""
+    found, total = effort.accounts(entries(connection, asked, files), [], asked.by, Span(asked.since, asked.until))
+    by_label = {account.label: account for account in found}
+    for label, verdicts in counted.items():
+        account = by_label.setdefault(label, Account(label))
+        account.detections = sum(verdicts.values())
+        total.detections += account.detections
+    return [by_label[label] for label in sorted(by_label)], total
 
 
 def entries(connection: sqlite3.Connection, asked: Range, files: bool) -> list[Entry]:
@@ -115,16 +135,38 @@ def entries(connection: sqlite3.Connection, asked: Range, files: bool) -> list[E
     return [effort.entry_of(row) for row in connection.execute(query, (until, since, files))]
 
 
-Scores = dict[str, list[tuple[datetime, float]]]
+@dataclass(frozen=True)
+class Scores:
+    """Scores over time: one by one, or counted where they are too many to be told apart.
+
+    Attributes
+    ----------
+    count : of detections.
+    dots : (time, score), by verdict; `none` is not reviewed. Empty where there are cells.
+    cells : how many detections are in each (column, row) of a grid over the range and the scores from 0 to 1.
+    """
+
+    count: int
+    dots: Mapping[str, Sequence[tuple[datetime, float]]]
+    cells: Mapping[tuple[int, int], int]
 
 
 def scores(connection: sqlite3.Connection, asked: Range) -> Scores:
-    """(time, score) of the detections, by verdict; `none` is not reviewed."""
-    query = "SELECT start_utc, score, verdict FROM detections WHERE start_utc >= ? AND start_utc < ? ORDER BY start_utc"
-    found: Scores = defaultdict(list)
-    for utc, score, verdict in connection.execute(query, asked.texts):
+    """The scores of the detections in the range."""
+    within = "FROM detections WHERE start_utc >= ? AND start_utc < ?"
+    count = connection.execute(f"SELECT count(*) {within}", asked.texts).fetchone()[0]
+    if count > MOST_DOTS:
+        query = (
+            "SELECT min(?1 - 1, CAST((julianday(start_utc) - julianday(?4)) / ?3 * ?1 AS INTEGER)), "
+            "min(?2 - 1, CAST(score * ?2 AS INTEGER)), count(*) "
+            "FROM detections WHERE start_utc >= ?4 AND start_utc < ?5 GROUP BY 1, 2"
+        )
+        rows = connection.execute(query, (ACROSS, UP, asked.days, *asked.texts))
+        return Scores(count, {}, {(column, row): number for column, row, number in rows})
+    found = defaultdict(list)
+    for utc, score, verdict in connection.execute(f"SELECT start_utc, score, verdict {within}", asked.texts):
         found[verdict or "none"].append((datetime.fromisoformat(utc), score))
-    return found
+    return Scores(count, found, {})
 
 
 @dataclass(frozen=True)
@@ -166,13 +208,13 @@ def levels(connection: sqlite3.Connection, asked: Range) -> Lines | None:
 def binned(rows: Sequence[tuple[str, ...]], asked: Range, unit: str) -> dict[str, list[tuple[datetime, float | None]]]:
     """The medians of those rows that have the unit."""
     size = (asked.until - asked.since) / BINS
-    found: dict[str, list[list[float]]] = {}
+    found: dict[str, list[list[float]]] = defaultdict(lambda: [[] for _ in range(BINS)])
+    called = cache(lambda channels, serials: hydrophones(json.loads(channels), json.loads(serials or "[]")))
     for utc, values, of_unit, channels, serials in rows:
         place = min(BINS - 1, int((datetime.fromisoformat(utc) - asked.since) / size))
-        names = hydrophones(json.loads(channels), json.loads(serials or "[]"))
-        for name, value in zip(names, json.loads(values)) if of_unit == unit else ():
+        for name, value in zip(called(channels, serials), json.loads(values)) if of_unit == unit else ():
             if value is not None:
-                found.setdefault(name, [[] for _ in range(BINS)])[place].append(value)
+                found[name][place].append(value)
     middles = [asked.since + size * (number + 0.5) for number in range(BINS)]
     return {
         name: [(middle, median(values) if values else None) for middle, values in zip(middles, bins)]

@@ -7,6 +7,7 @@ import io
 import re
 import sqlite3
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -30,7 +31,7 @@ from orcawatch.records import Missing
 from orcawatch.schema import STEPS, migrate
 from orcawatch.store import Detection, Store, inserted, row_of
 from orcawatch.verdicts import give
-from orcawatch.web import charts, download, filters, queries
+from orcawatch.web import charts, download, filters, queries, season
 from orcawatch.web.app import create_app
 from orcawatch.web.filters import Filter, from_args
 from orcawatch.web.site import MOST_DOWNLOADS, Site
@@ -516,6 +517,37 @@ def test_charts_are_well_formed_and_lie_within_their_frame(session: int, client:
         for path in ElementTree.fromstring(picture).iter("path"):
             for x, y in re.findall(r"M([\d.-]+) ([\d.-]+)", path.attrib["d"]):
                 assert 0 <= float(x) <= charts.WIDTH and 0 <= float(y) <= charts.HEIGHT
+
+
+@pytest.mark.parametrize("query", ["since=2026-03-01&until=2026-03-01", "since=2026-02-27&until=2026-03-03"])
+def test_detections_of_files_are_not_divided_by_hours_at_sea(
+    session: int, fill: Fill, client: FlaskClient, query: str
+) -> None:
+    before = client.get(f"/effort?{query}").text
+    fill(replace(ROWS, session=None, source="archive/a.wav"))
+    rates = [
+        re.findall(r"<title>Detections per hour listened.*?</svg>", text, re.DOTALL)
+        for text in (before, client.get(f"/effort?{query}").text)
+    ]
+    assert rates[0] == rates[1] and len(rates[0]) == 1
+
+
+def test_many_scores_are_counted_where_they_lie(
+    fill: Fill, output: Path, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(season, "MOST_DOTS", 10)
+    asked = season.chosen("2026-02-28", "2026-03-02", 1, None)
+    points = [(asked.since + timedelta(hours=7.4 * number), (number % 11 + 0.1) / 11) for number in range(9)]
+    points += [(asked.until - timedelta(microseconds=1), 1.0), (asked.since, 0.0), (asked.since, 0.001)]
+    fill(*(replace(ROWS, start_utc=utc, score=score) for utc, score in points))
+    wanted = Counter(
+        (int((utc - asked.since) / timedelta(days=3) * charts.ACROSS), min(charts.UP - 1, int(score * charts.UP)))
+        for utc, score in points
+    )
+    with Store.reader(output / daemon.DATABASE) as reader, reader.transaction() as connection:
+        found = season.scores(connection, asked)
+    assert (found.count, found.dots, found.cells) == (len(points), {}, wanted)
+    assert "Darker is more detections" in client.get("/effort?since=2026-02-28&until=2026-03-02").text
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
