@@ -181,12 +181,20 @@ class Stretch:
 
 
 def score_silence(ensemble: Scorer) -> float:
-    """Fused score of one window of silence on one channel: shows that a bundle computes."""
+    """Fused score of one window of silence on one channel: shows that a bundle computes.
+
+    Raises
+    ------
+    BundleError : what it computes is no confidence.
+    """
     rows = {
         name: np.zeros((1, entry.front_end.frames, bands(entry.front_end)), np.float32)
         for name, entry in ensemble.bundle.backbones.items()
     }
-    return ensemble.score(Window(0, 0, rows)).score
+    score = ensemble.score(Window(0, 0, rows)).score
+    if not 0 <= score <= 1:
+        raise BundleError(f"{ensemble.bundle.folder} scores silence {score:g}, which must be 0 to 1: make it again")
+    return score
 
 
 def bands(front_end: FrontEnd) -> int:

@@ -6,14 +6,16 @@ import json
 import logging
 import math
 import sqlite3
+import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Callable
 
 from .config import Settings, overridden
-from .detector import Detector, Scorer
+from .detector import Detector, Scorer, score_silence
 from .errors import OrcawatchError
 from .events import EventBuilder, centre
 from .listener import pieces
@@ -36,6 +38,7 @@ WRITE_S = 30.0  # of audio between two writes
 UNWRITTEN = 5000  # rows that wait for a disk that refuses
 BEHIND = "scoring was behind"
 OVERLOAD = "overload"
+SLOW = 0.5  # of the backlog at which the ladder takes a step: so long the watch never waits for a shadow
 YOUNG_S = 600.0  # of audio, after which a shadow is taken not to end the process
 MOST_STARTS = 3
 
@@ -54,7 +57,8 @@ class Beside:
     """The shadow of one session; every method is called from the loop's thread.
 
     It hears the same audio as the first bundle and makes events by the same rules. Where the first bundle has any
-    backlog, or a step of the overload ladder, the shadow hears nothing, for a minute at least.
+    backlog, or a step of the overload ladder, the shadow hears nothing, for a minute at least. `heard` raises
+    OrcawatchError where it took so long that it makes a backlog by itself.
 
     Parameters
     ----------
@@ -80,11 +84,11 @@ class Beside:
         self._resume_at = 0  # position from which it may hear again
         self._written_at = loop.position
 
-    def change(self, settings: Settings) -> None:
-        """Go on with other settings of a reload."""
+    def change(self, settings: Settings, bundle: Bundle) -> None:
+        """Go on with other settings of a reload; the bundle is the shadow's, with their overrides."""
         from .daemon import rules_of
 
-        self._builder.rules = rules_of(overridden(self.ensemble.bundle, settings), settings)
+        self._builder.rules = rules_of(bundle, settings)
 
     def detected(self, detection: Detection) -> None:
         """The first bundle detected something: what the shadow says of that span is written, too."""
@@ -94,12 +98,14 @@ class Beside:
         """Take the item that the first bundle has just dealt with."""
         if isinstance(item, ClockChange):
             return
+        began_s = time.monotonic()
         if isinstance(item, AudioBlock):
             cause = self._hindrance(item)
             self._hear(item) if not cause else self._end_stretch()
             self._note(item, cause)
         else:
             self._end_stretch()
+        self._refuse_slow(time.monotonic() - began_s)
         self._answer()
         if self._loop.position - self._written_at >= WRITE_S * self._rate_hz:
             self.write()
@@ -114,9 +120,11 @@ class Beside:
         """Write what it has found and left out, in one transaction; where the disk refuses it waits."""
         self._written_at = self._loop.position
         session = self._loop.logbook.ledger.session
-        if session is None or not (self._spans or self._events or self._answers):
+        if not (self._spans or self._events or self._answers):
             return
         try:
+            if session is None:
+                raise OrcawatchError("the disk has refused this session")
             with self._loop.logbook.transaction() as connection:
                 self._put(connection, session)
         except OrcawatchError as fault:
@@ -135,6 +143,11 @@ class Beside:
         if ladder.number or behind:
             self._resume_at = block.end_sample + round(PAUSE_S * self._rate_hz)
         return OVERLOAD if ladder.number else BEHIND if block.start_sample < self._resume_at else ""
+
+    def _refuse_slow(self, took_s: float) -> None:
+        """The watch has waited so long for this shadow: too long would cost it scores of its own."""
+        if took_s > SLOW * self._loop.ladder.step_up_s and not self._loop.source.waits:
+            raise OrcawatchError(f"it let the watch wait for {took_s:.1f} s at once: this machine is too slow for it")
 
     def _hear(self, block: AudioBlock) -> None:
         self._hearing = True
@@ -169,7 +182,7 @@ class Beside:
         """The shadow's highest score in the spans of the first bundle's detections, where it scored a window there."""
         for detection in self._asked:
             start, end = detection.start_sample or 0, detection.end_sample or 0
-            found = [score for middle, score in self._scores if start <= middle < end]
+            found = [score for middle, score in self._scores if start <= middle < end and math.isfinite(score)]
             if found and detection.id is not None:
                 self._answers.append((detection.id, max(found)))
         self._asked.clear()
@@ -235,8 +248,9 @@ def utc_text(moment: datetime) -> str:
 class Shadows:
     """Looks after the shadow of a watch: begins it, ends it, and switches it off where it fails.
 
-    A shadow that ends the whole process (it cannot be caught) is switched off when the watch has begun three times
-    with it and never came to ten minutes or a proper end.
+    It is opened in a thread of its own, for that may take many seconds. A shadow that ends the whole process (it cannot
+    be caught) is switched off when the watch has begun three times with it and never came to ten minutes or a proper
+    end; where that cannot be counted, for a disk that refuses, it is not begun.
 
     Parameters
     ----------
@@ -249,6 +263,9 @@ class Shadows:
         self._shelf = shelf
         self._make = make
         self._now = now
+        self._opener: ThreadPoolExecutor = ThreadPoolExecutor(1, "shadow")
+        self._opening: Future[tuple[Bundle, Scorer]] | None = None
+        self._bundle: Bundle | None = None  # without the settings' overrides
         self._beside: Beside | None = None
         self._trial: Trial | None = None  # the one that scores
         self._refused: Trial | None = None  # the one that was switched off in this process
@@ -260,7 +277,6 @@ class Shadows:
             return
         try:
             self._beside.heard(item)
-            self._settle(loop)
         except Exception as fault:
             self._switch_off(fault)
 
@@ -270,22 +286,31 @@ class Shadows:
             self._beside.detected(detection)
 
     def change(self, settings: Settings) -> None:
-        """Go on with other settings."""
-        if self._beside is not None:
-            self._beside.change(settings)
+        """Go on with other settings; a shadow that does not go with them is switched off."""
+        if self._opening is not None:
+            self.end()  # it was opened with the old ones
+        if self._beside is None or self._bundle is None:
+            return
+        try:
+            self._beside.change(settings, overridden(self._bundle, settings))
+        except Exception as fault:
+            self._switch_off(fault)
 
     def look(self, loop: Loop, settings: Settings) -> None:
         """Begin or end where the installed shadow, or its time, says so; call it every few seconds."""
         trial = self._wanted()
-        if self._trial is not None and (trial is None or trial.folder != self._trial.folder):
+        if self._trial is not None and (trial is None or trial.since_utc != self._trial.since_utc):
             log.info("the shadow %s ends", self._trial.folder)
             self.end()
         if self._trial is None and trial is not None:
-            self._begin(trial, loop, settings)
+            self._open(trial)
+        if self._opening is not None and (self._opening.done() or loop.source.waits):
+            self._begin(self._opening, loop, settings)
+        self._settle(loop)
 
     def end(self) -> None:
         """End the shadow of this session."""
-        beside, self._beside = self._beside, None
+        beside, self._beside, self._opening = self._beside, None, None
         if beside is not None:
             attempt("the shadow's end", beside.close)
         if self._trial is not None and self._trial.starts:
@@ -303,36 +328,54 @@ class Shadows:
         refused = trial is not None and self._refused is not None and trial.since_utc == self._refused.since_utc
         return None if over or refused else trial
 
-    def _begin(self, trial: Trial, loop: Loop, settings: Settings) -> None:
+    def _open(self, trial: Trial) -> None:
+        """Let it be opened, once it is counted: it may end the process."""
         self._trial = trial
+        if trial.starts >= MOST_STARTS:
+            cause = f"the watch ended {trial.starts} times without a proper end while it was young"
+            self._switch_off(OrcawatchError(cause))
+        elif self._change(replace(trial, starts=trial.starts + 1)):
+            self._opening = self._opener.submit(self._opened)
+        else:
+            self._trial = None
+
+    def _opened(self) -> tuple[Bundle, Scorer]:
+        """The shadow's bundle and ensemble, which has scored silence: the first time takes longest."""
+        bundle = self._shelf.bundle(SHADOW)
+        ensemble = self._make(bundle)
+        log.debug("the shadow scores silence %.3f", score_silence(ensemble))
+        return bundle, ensemble
+
+    def _begin(self, opening: Future[tuple[Bundle, Scorer]], loop: Loop, settings: Settings) -> None:
+        """Let it hear from now on."""
+        self._opening = None
         try:
-            if trial.starts >= MOST_STARTS:
-                raise OrcawatchError(f"the watch ended {trial.starts} times without a proper end while it was young")
-            self._change(replace(trial, starts=trial.starts + 1))
-            self._beside = Beside(self._make(self._shelf.bundle(SHADOW)), loop, settings)
+            self._bundle, ensemble = opening.result()
+            self._beside = Beside(ensemble, loop, settings)
+            self._since = loop.position
+            log.info("the shadow %s scores beside the current bundle", self._bundle.name)
         except Exception as fault:
             self._switch_off(fault)
-            return
-        self._since = loop.position
-        log.info("the shadow %s scores beside the current bundle", trial.folder)
 
     def _settle(self, loop: Loop) -> None:
         """After ten minutes it is taken not to end the process."""
-        trial = self._trial
-        if trial is not None and trial.starts and loop.position - self._since >= YOUNG_S * loop.source.info.rate_hz:
+        trial, heard = self._trial, loop.position - self._since
+        if self._beside and trial and trial.starts and heard >= YOUNG_S * loop.source.info.rate_hz:
             self._change(replace(trial, starts=0))
 
     def _switch_off(self, fault: Exception) -> None:
-        trial, self._beside, self._refused = self._trial, None, self._trial
+        trial, self._beside, self._opening, self._refused = self._trial, None, None, self._trial
         if trial is not None:
             log.error("the shadow %s is switched off: %s", trial.folder, fault, exc_info=fault)
             self._change(replace(trial, starts=0, fault=f"{type(fault).__name__}: {fault}"))
         self._trial = None
 
-    def _change(self, after: Trial) -> None:
-        """Write how it fares; where that cannot be, it holds for this process only."""
+    def _change(self, after: Trial) -> bool:
+        """Write how it fares; whether that was done."""
         try:
             if self._trial is not None and self._shelf.change_trial(self._trial, after):
                 self._trial = after
+                return True
         except OrcawatchError as fault:
             log.debug("%s", fault)
+        return False

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -12,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from orcawatch import shadowing
+from orcawatch import service, shadowing
 from orcawatch.bundle import SHIPPED
 from orcawatch.config import Settings
 from orcawatch.daemon import DATABASE, run
@@ -27,6 +30,18 @@ RATE_HZ = 16000
 CALLS = [(2.0, 3.5), (6.0, 7.0), (14.0, 15.0), (15.5, 16.5)]
 
 
+class AtOnce:
+    """Opens a shadow at once, as the watch of a live stream does not: these streams are over in no time."""
+
+    def submit(self, call: Any) -> Any:
+        done: Any = Future()
+        try:
+            done.set_result(call())
+        except Exception as fault:
+            done.set_exception(fault)
+        return done
+
+
 class Bay:
     """A watch of 20 s with calls, in its own folder; the shadow is what `other` makes of the installed bundle."""
 
@@ -37,7 +52,8 @@ class Bay:
         self.other: Any = make_ensemble(name="other", manifest={"digest": "1" * 64, "files": {}})
         self.shelf = Shelf(self.settings.output)
         self.scripted = scripted
-        self.step_at: float | None = None
+        self.opener: Any = AtOnce()
+        self.changed: Any = None  # the settings after a reload in the middle
 
     def begin(self, days: float | None = None) -> Trial:
         return self.shelf.install_shadow(SHIPPED, days)
@@ -47,12 +63,14 @@ class Bay:
             yield AudioBlock(self.sea[RATE_HZ * second : RATE_HZ * (second + 1)], RATE_HZ * second)
 
     def listen(self, items: Any = None, behind: Any = lambda index: 0.0, start_utc: datetime | None = None) -> None:
-        service = Service(lambda: self.settings, self.settings, threading.Event())
-        service._ensemble_of = lambda bundle: self.other  # type: ignore[method-assign]
-        service._shadows._make = lambda bundle: self.other
-        report = service._reporting(lambda detection: None)
+        watch = Service(lambda: self.changed or self.settings, self.settings, threading.Event())
+        watch._shadows._make = lambda bundle: self.other
+        watch._shadows._opener = self.opener
+        watch._bundle = self.first.bundle
+        watch._asked = self.changed is not None
+        report = watch._reporting(lambda detection: None)
         source = self.scripted(items or list(self.items()), behind=behind, start_utc=start_utc)
-        run(source, self.first, self.settings, report, upkeep=service)
+        run(source, self.first, self.settings, report, upkeep=watch)
 
     def rows(self, query: str) -> list[Any]:
         with Store.reader(self.settings.output / DATABASE) as reader, reader.transaction() as connection:
@@ -151,6 +169,122 @@ def test_failure_in_scoring_switches_it_off_and_the_watch_goes_on(bay: Bay, capl
     assert bay.shelf.history()[-1]["action"] == "shadow failed"
     bay.listen()  # and stays off
     assert len(scored) == 5
+
+
+def test_reload_that_does_not_go_with_the_shadow_switches_it_off_and_the_watch_goes_on(
+    bay: Bay, caplog: pytest.LogCaptureFixture
+) -> None:
+    bay.first.bundle = replace(bay.first.bundle, start_threshold=0.99)
+    bay.begin()
+    bay.changed = replace(bay.settings, stop_threshold=0.97)  # over the shadow's start threshold
+    bay.listen()
+    assert "is switched off: stop_threshold must be at most start_threshold" in caplog.text
+    trial = bay.shelf.trial()
+    assert trial is not None and trial.fault
+    assert bay.rows("SELECT sum(end_sample - start_sample) / 16000.0 FROM ledger WHERE kind = 'recorded'") == [(20.0,)]
+
+
+def test_reload_that_takes_a_threshold_out_gives_the_shadow_its_own_again(bay: Bay) -> None:
+    bay.settings = replace(bay.settings, start_threshold=0.99999, stop_threshold=0.99999)
+    bay.other.bundle = replace(bay.other.bundle, start_threshold=0.99999, stop_threshold=0.99999)  # overridden so
+    bay.begin()
+    bay.changed = replace(bay.settings, start_threshold=None, stop_threshold=None)
+    bay.listen()
+    assert bay.rows("SELECT count(*) FROM detections") == [(3,)] and bay.rows("SELECT id FROM shadows")
+
+
+def test_start_that_cannot_be_counted_is_none(bay: Bay) -> None:
+    """Otherwise a shadow that ends the process would do so for ever where the disk is full."""
+    bay.begin()
+    with (bay.shelf.folder / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        bay.listen()
+    assert len(bay.rows("SELECT id FROM detections")) == 3 and not bay.rows("SELECT id FROM shadowed")
+    bay.listen()
+    assert bay.rows("SELECT id FROM shadowed")
+
+
+def test_slow_shadow_is_switched_off_before_the_watch_falls_behind(bay: Bay, caplog: pytest.LogCaptureFixture) -> None:
+    bay.settings = replace(bay.settings, overload=replace(bay.settings.overload, step_up_s=0.5))
+    score, scored = bay.other.score, []
+
+    def slow(*given: Any) -> Any:
+        scored.append(given)
+        time.sleep(0.0 if len(scored) < 5 else 0.3)
+        return score(*given)
+
+    bay.other.score = slow
+    bay.begin()
+    bay.listen()
+    assert "at once: this machine is too slow for it" in caplog.text and len(scored) < 9
+    assert len(bay.rows("SELECT id FROM detections")) == 3
+
+
+def test_shadow_is_opened_while_the_watch_goes_on(bay: Bay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "TELL_S", 0.0)
+    waiting: Any = Future()
+    opened: list[Any] = []
+
+    class Later:
+        def submit(self, call: Any) -> Any:
+            opened.append(call)
+            return waiting
+
+    def items() -> Iterator[Any]:
+        for second, item in enumerate(bay.items()):
+            if second == 10:
+                waiting.set_result(opened[0]())
+            yield item
+
+    bay.opener = Later()
+    bay.begin()
+    bay.listen(items())
+    assert len(bay.rows("SELECT id FROM detections")) == 3 and len(opened) == 1
+    assert bay.rows("SELECT start_sample / 16000.0, end_sample / 16000.0 FROM shadowed") == [(10.0, 20.0)]
+
+
+def test_scores_that_are_no_numbers_hold_nothing_up(bay: Bay) -> None:
+    score, scored = bay.other.score, []
+
+    def sick(*given: Any) -> Any:
+        scored.append(given)
+        found = score(*given)
+        return found if len(scored) == 1 or len(scored) > 20 else replace(found, score=float("nan"))
+
+    bay.other.score = sick
+    bay.begin()
+    bay.listen()
+    assert bay.rows("SELECT sum(end_sample - start_sample) / 16000.0 FROM shadowed") == [(20.0,)]
+    assert bay.rows("SELECT count(*) FROM shadow_scores") == [(1,)]
+
+
+def test_shadow_that_scores_silence_as_no_number_is_switched_off(bay: Bay, caplog: pytest.LogCaptureFixture) -> None:
+    score = bay.other.score
+    bay.other.score = lambda *given: replace(score(*given), score=float("nan"))
+    bay.begin()
+    bay.listen()
+    assert "scores silence nan, which must be 0 to 1" in caplog.text
+    assert len(bay.rows("SELECT id FROM detections")) == 3 and not bay.rows("SELECT id FROM shadowed")
+
+
+def test_shadow_installed_again_for_longer_goes_on(bay: Bay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "TELL_S", 0.0)
+
+    def items() -> Iterator[Any]:
+        for second, item in enumerate(bay.items()):
+            if second == 10:
+                bay.begin(days=30)
+            trial = bay.shelf.trial()
+            starts.append(0 if trial is None else trial.starts)
+            yield item
+
+    starts: list[int] = []
+    bay.begin(days=1)
+    bay.listen(items())
+    assert starts[5] == starts[15] == 1  # a crash would be counted
+    after = bay.shelf.trial()
+    assert after is not None and after.until_utc is not None and after.starts == 0
+    assert bay.rows("SELECT sum(end_sample - start_sample) / 16000.0 FROM shadowed") == [(20.0,)]
 
 
 def test_shadow_that_ends_the_process_again_and_again_is_not_begun_again(
