@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -47,15 +47,21 @@ class Done:
     row : number of its row in `scanned`.
     session : of what was heard; None where nothing could be read.
     scored_s : seconds scored.
+    detections : how many were found.
     fault : why it was not scored in full; None where it was.
-    same : whether the file is still the same, by size and time of change.
+    same : whether the file is still the same, by size and time of change, and its clips are on the disk.
     """
 
     row: int
     session: int | None
     scored_s: float
+    detections: int
     fault: str | None
     same: bool
+
+    def equals(self, totals: Totals, fault: str | None) -> bool:
+        """Whether another scan of the file came to the same."""
+        return (self.scored_s, self.detections, self.fault) == (totals.scored_s, totals.events, fault)
 
 
 class Journal:
@@ -81,11 +87,11 @@ class Journal:
         size, modified_ns = seen
         with self._store.transaction() as connection:
             row = connection.execute(
-                "SELECT id, session, scored_s, fault, size IS ? AND modified_ns IS ? FROM scanned "
+                "SELECT id, session, scored_s, detections, fault, size IS ? AND modified_ns IS ? FROM scanned "
                 "WHERE scan = ? AND path = ?",
                 (size, modified_ns, self._scan, key(path)),
             ).fetchone()
-        return None if row is None else Done(row[0], row[1], row[2], row[3], bool(row[4]))
+        return None if row is None else Done(row[0], row[1], row[2], row[3], row[4], bool(row[5]))
 
     def take(
         self, path: Path, seen: Identity, before: Done | None, totals: Totals, fault: str | None, staged: Path
@@ -100,6 +106,7 @@ class Journal:
 
         Raises
         ------
+        AudioError : some of what was found in it before was reviewed meanwhile; that is kept.
         OrcawatchError : the folder does not hold what the account says.
         """
         # A file whose clips the disk refused is scanned again, as one that has changed.
@@ -113,6 +120,8 @@ class Journal:
         old = [] if before is None else self._files(before.session)
         with self._store.transaction() as connection:
             if before is not None:
+                if reviewed := verdicts(connection, before):
+                    raise kept(path, before, reviewed)
                 forget(connection, before)
             session = rows.put(connection)
             found = [self._settle(connection, one, session, rows.rate_hz, staged) for one in rows.detections]
@@ -131,19 +140,31 @@ class Journal:
     def reviewed(self, done: Done) -> int:
         """How many of a file's detections have a verdict."""
         with self._store.transaction() as connection:
-            query = "SELECT count(*) FROM detections WHERE session = ? AND verdict IS NOT NULL"
-            return int(connection.execute(query, (done.session,)).fetchone()[0])
+            return verdicts(connection, done)
 
     def detections(self, done: Done) -> list[Detection]:
         """What was found in a file, in order."""
         with self._store.transaction() as connection:
             return detections_of(connection, done.session)
 
-    def faults(self) -> list[tuple[str, str]]:
-        """(path, why) of the files that were set aside, or not scored in full."""
+    def faults(self, refused: Mapping[str, str]) -> list[tuple[str, str]]:
+        """(path, why) of the files that were not scored in full, in the order in which they were scanned.
+
+        `refused` says by path why a file was not scanned again; that stands in place of what was wrong with it then.
+        """
         with self._store.transaction() as connection:
-            query = "SELECT path, fault FROM scanned WHERE scan = ? AND fault IS NOT NULL ORDER BY id"
-            return connection.execute(query, (self._scan,)).fetchall()
+            query = "SELECT path, fault FROM scanned WHERE scan = ? ORDER BY id"
+            found = [(path, refused.get(path, fault)) for path, fault in connection.execute(query, (self._scan,))]
+        return [(path, why) for path, why in found if why is not None]
+
+    def timeless(self) -> set[str]:
+        """Paths of the files of which something was heard, but not when."""
+        with self._store.transaction() as connection:
+            query = (
+                "SELECT path FROM scanned WHERE scan = ? AND session IS NOT NULL AND NOT EXISTS "
+                "(SELECT 1 FROM ledger WHERE ledger.session = scanned.session AND start_utc IS NOT NULL)"
+            )
+            return {path for (path,) in connection.execute(query, (self._scan,))}
 
     def end(self) -> None:
         """Everything was looked at."""
@@ -325,9 +346,16 @@ def _escaped(stem: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in stem)
 
 
-def changed(path: Path, reviewed: int) -> AudioError:
-    """Why a file that has changed is not scanned again."""
+def verdicts(connection: sqlite3.Connection, done: Done) -> int:
+    """How many of a file's detections have a verdict."""
+    query = "SELECT count(*) FROM detections WHERE session = ? AND verdict IS NOT NULL"
+    return int(connection.execute(query, (done.session,)).fetchone()[0])
+
+
+def kept(path: Path, done: Done, reviewed: int) -> AudioError:
+    """Why a file is not scanned again: what was found in it before is to be kept."""
+    cause = "was set aside" if done.same else "has changed since it was scanned, or its clips could not be written"
     return AudioError(
-        f"{printable(path)} has changed since it was scanned, and {reviewed} of its detections have verdicts, which "
-        "are kept: scan it into another folder (--output)"
+        f"{printable(path)} {cause}, but {reviewed} of its detections have verdicts, which are kept: scan it into "
+        "another folder (--output)"
     )

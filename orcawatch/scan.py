@@ -9,7 +9,7 @@ import logging
 import shutil
 import uuid
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,8 +24,9 @@ from .config import Settings
 from .detector import Scorer
 from .durable import write_bytes
 from .errors import AudioError, InputError, OrcawatchError
-from .files import SUFFIXES, FileSource, audio_files, printable
-from .journal import STAGING, Done, Identity, Journal, changed, identity, key
+from .files import SUFFIXES, audio_files, open_audio, printable
+from .headers import stated_frames
+from .journal import STAGING, Done, Identity, Journal, identity, kept, key
 from .listener import Listener, Totals
 from .recorder import CLIPS, OnDetection
 from .staging import OnAudio, Task, Watched, source_of
@@ -45,6 +46,9 @@ class Recording:
     name: str
 
 
+OnFile = Callable[[Recording, float], object]
+
+
 @dataclass(frozen=True)
 class Summary:
     """What became of a scan.
@@ -56,7 +60,8 @@ class Summary:
     scored_s : seconds scored.
     events : detections.
     failed : detections without a clip, a snapshot or a row because it could not be written.
-    again : files that were scanned before and have not changed.
+    again : files of which what was found before stays: they have not changed.
+    timeless : files that tell no time.
     """
 
     files: int = 0
@@ -65,6 +70,7 @@ class Summary:
     events: int = 0
     failed: int = 0
     again: int = 0
+    timeless: int = 0
 
 
 def find_recordings(paths: Sequence[Path], output: Path) -> list[Recording]:
@@ -112,9 +118,61 @@ def total_s(recordings: Iterable[Recording]) -> float:
 
 def _stated_s(path: Path) -> float:
     try:
-        return FileSource(path).duration_s
+        with open_audio(path) as file:
+            return (stated_frames(file) or 0) / int(file.samplerate)
     except AudioError:
         return 0.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a scan has before it.
+
+    Attributes
+    ----------
+    lengths_s : seconds by path of the files that are to be scanned, as `total_s` counts them.
+    before : how many files were scanned before, and are not scanned again.
+    before_s : seconds that were scored of these.
+    """
+
+    lengths_s: Mapping[Path, float]
+    before: int = 0
+    before_s: float = 0.0
+
+    @property
+    def files(self) -> int:
+        """How many there are, in all."""
+        return self.before + len(self.lengths_s)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that are to be scanned."""
+        return sum(self.lengths_s.values())
+
+
+def work_of(recordings: Sequence[Recording], bundle: Bundle, settings: Settings, retry: bool = False) -> Work:
+    """What a scan of these recordings would have before it; of a file that is to be scanned the header is read.
+
+    Raises
+    ------
+    InputError : as for `scan`.
+    """
+    new: list[Path] = []
+    before: list[Done] = []
+    with daemon.open_store(settings.output) as store:
+        journal = Journal(store, settings, bundle)
+        for recording in recordings:
+            done = journal.done(recording.path, identity(recording.path))
+            if done is None or (to_scan(done, retry) and not journal.reviewed(done)):
+                new.append(recording.path)
+            else:
+                before.append(done)
+    return Work({path: _stated_s(path) for path in new}, len(before), sum(done.scored_s for done in before))
+
+
+def to_scan(done: Done, retry: bool) -> bool:
+    """Whether a file that was scanned before is to be scanned again: it changed, or was set aside and is retried."""
+    return not done.same or (retry and done.fault is not None)
 
 
 def scan(
@@ -123,6 +181,8 @@ def scan(
     settings: Settings,
     on_detection: OnDetection,
     workers: Workers,
+    retry: bool = False,
+    on_file: OnFile = lambda recording, heard_s: None,
 ) -> Summary:
     """Detect in every recording; a file that cannot be scored in full is logged, and the next one follows.
 
@@ -136,6 +196,8 @@ def scan(
     settings : as for `orcawatch.daemon.run`.
     on_detection : called with each detection in the order of the files, also of those that were scanned before.
     workers : who scans.
+    retry : also scan the files again that were set aside. One of which the same is found keeps what it has.
+    on_file : called with each recording that was scanned now, and how many seconds of it were heard.
 
     Raises
     ------
@@ -144,10 +206,11 @@ def scan(
     staging = settings.output / STAGING
     shutil.rmtree(staging, ignore_errors=True)
     with daemon.open_store(settings.output) as store:
-        archive = Archive(Journal(store, settings, bundle), settings, bundle, workers, on_detection)
+        journal = Journal(store, settings, bundle)
+        archive = Archive(journal, settings, bundle, workers, on_detection, retry, on_file)
         for hand_in in ahead(recordings, archive.hand_out, workers.ahead):
             hand_in()
-        archive.end(len(recordings))
+        archive.end(recordings)
     shutil.rmtree(staging, ignore_errors=True)
     return archive.summary
 
@@ -161,7 +224,14 @@ class Archive:
     """
 
     def __init__(
-        self, journal: Journal, settings: Settings, bundle: Bundle, workers: Workers, on_detection: OnDetection
+        self,
+        journal: Journal,
+        settings: Settings,
+        bundle: Bundle,
+        workers: Workers,
+        on_detection: OnDetection,
+        retry: bool,
+        on_file: OnFile,
     ) -> None:
         self.summary = Summary()
         self._journal = journal
@@ -171,6 +241,9 @@ class Archive:
         self._staging = settings.output / STAGING / uuid.uuid4().hex[:8]  # a worker of an earlier scan may still write
         self._workers = workers
         self._on_detection = on_detection
+        self._retry = retry
+        self._on_file = on_file
+        self._refused: dict[str, str] = {}  # why, by path
         self._handed_out = 0
         self._stopped = False
 
@@ -180,10 +253,10 @@ class Archive:
             return lambda: None
         seen = identity(recording.path)
         done = self._journal.done(recording.path, seen)
-        if done is not None and done.same:
+        if done is not None and not to_scan(done, self._retry):
             return lambda: self._repeat(done)
         if done is not None and (reviewed := self._journal.reviewed(done)):
-            return lambda: self._refuse(changed(recording.path, reviewed))
+            return lambda: self._keep(recording, done, kept(recording.path, done, reviewed))
         self._handed_out += 1
         staged = self._staging / f"{self._handed_out:06d}"
         settings = replace(self._settings, output=staged.absolute(), bundle=self._bundle)
@@ -192,14 +265,19 @@ class Archive:
         )
         return lambda: self._take(recording, seen, done, wait, staged)
 
-    def end(self, files: int) -> None:
-        """Close the journal; list what was set aside."""
-        if self._stopped:
-            left = files - self.summary.files
-            self.summary = replace(self.summary, files=files, faulty=self.summary.faulty + left)
-            return
-        self._journal.end()
-        write_set_aside(self._settings.output / SET_ASIDE, self._journal.faults())
+    def end(self, recordings: Sequence[Recording]) -> None:
+        """Close the journal, unless there was a stop; list what was set aside, and count what tells no time."""
+        write_set_aside(self._settings.output / SET_ASIDE, self._journal.faults(self._refused))
+        timeless = self._journal.timeless()
+        left = len(recordings) - self.summary.files
+        self.summary = replace(
+            self.summary,
+            files=len(recordings),
+            faulty=self.summary.faulty + left,
+            timeless=sum(key(recording.path) in timeless for recording in recordings),
+        )
+        if not self._stopped:
+            self._journal.end()
 
     def _repeat(self, done: Done) -> None:
         """A file that was scanned before."""
@@ -211,9 +289,16 @@ class Archive:
         self._count(Totals(events=len(found)), done.fault is not None, 0.0, again=True)
         self._report(found)
 
-    def _refuse(self, fault: AudioError) -> None:
-        log.error("%s", fault)
-        self._count(Totals(fault=fault), True, 0.0)
+    def _keep(self, recording: Recording, done: Done | None, why: AudioError) -> None:
+        """A file that is not scanned again because of verdicts; one that has changed since is set aside."""
+        if self._stopped:
+            return
+        log.error("%s", why)
+        if done is not None and done.same:
+            self._repeat(done)
+            return
+        self._refused[key(recording.path)] = str(why)
+        self._count(Totals(fault=why), True, 0.0)
 
     def _take(
         self, recording: Recording, seen: Identity, before: Done | None, wait: Callable[[], Totals], staged: Path
@@ -226,7 +311,12 @@ class Archive:
         except Stopped:
             self._stopped = True
             return
+        self._on_file(recording, totals.read_s)
         fault = why(recording, totals)
+        if before is not None and before.same and before.equals(totals, fault):
+            shutil.rmtree(staged, ignore_errors=True)
+            self._repeat(before)
+            return
         if fault is not None:
             log.error("%s", fault)
         if totals.lost:
@@ -234,6 +324,9 @@ class Archive:
             return
         try:
             found = self._journal.take(recording.path, seen, before, totals, fault, staged)
+        except AudioError as reviewed:
+            self._keep(recording, before, reviewed)
+            return
         except OSError as refused:
             raise OrcawatchError(
                 f"what was found in {printable(recording.path)} cannot be written: {refused.strerror}; check that the "
@@ -248,13 +341,14 @@ class Archive:
 
     def _count(self, totals: Totals, faulty: bool, scored_s: float, again: bool = False) -> None:
         so_far = self.summary
-        self.summary = Summary(
-            so_far.files + 1,
-            so_far.faulty + faulty,
-            so_far.scored_s + scored_s,
-            so_far.events + totals.events,
-            so_far.failed + totals.failed + totals.lost,
-            so_far.again + again,
+        self.summary = replace(
+            so_far,
+            files=so_far.files + 1,
+            faulty=so_far.faulty + faulty,
+            scored_s=so_far.scored_s + scored_s,
+            events=so_far.events + totals.events,
+            failed=so_far.failed + totals.failed + totals.lost,
+            again=so_far.again + again,
         )
 
 

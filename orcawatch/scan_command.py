@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, Callable
@@ -33,7 +35,7 @@ from .printer import Printer
 
 if TYPE_CHECKING:
     from .config import Settings
-    from .scan import Recording, Summary
+    from .scan import Recording, Summary, Work
     from .workers import Workers
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ TELL_S = 10.0  # between two lines about how far a scan is, where there is no te
 @click.option(
     "--workers", type=click.IntRange(1, 256), help="Processes that scan. [default: one per core; 1 for little audio]"
 )
+@click.option("--retry", is_flag=True, help="Also try the files again that OUTPUT/set-aside.csv names.")
 @click.option("--dask", metavar="ADDRESS", help="Scan on the Dask cluster whose scheduler is there.")
 @click.option(
     "--export", "exports", type=click.Choice(FORMATS), multiple=True, help="Also write tables into OUTPUT/tables."
@@ -72,6 +75,7 @@ def command(
     output: Path | None,
     how: str,
     workers: int | None,
+    retry: bool,
     dask: str | None,
     exports: tuple[str, ...],
     timezone: str | None,
@@ -84,7 +88,7 @@ def command(
     OUTPUT/set-aside.csv names it. What could be read of it is scanned too, but gets no clip score.
 
     A scan that was stopped or killed goes on where it was when the same command is given again, and ends as if it had
-    not been; files that have not changed since are not scanned again.
+    not been; files that have not changed since are not scanned again, and those that were set aside only with --retry.
     """
     from . import daemon
     from .scan import check_place, find_recordings
@@ -96,7 +100,7 @@ def command(
     recordings = find_recordings(paths, settings.output)
     with daemon.stop_signals() as stop:
         if clip_scores is None:
-            code = detect(recordings, settings, how, stop, workers, dask, exports)
+            code = detect(recordings, settings, how, stop, workers, retry, dask, exports)
         else:
             code = score_clips(recordings, daemon.open_ensemble(settings), settings, clip_scores, stop)
     ctx.exit(code)
@@ -104,7 +108,10 @@ def command(
 
 def refuse_detecting(ctx: click.Context) -> None:
     """Raise InputError where an option is given that does nothing for clip scores."""
-    for name, option in (("how", "--format"), ("workers", "--workers"), ("dask", "--dask"), ("exports", "--export")):
+    detecting = {
+        "how": "--format", "workers": "--workers", "retry": "--retry", "dask": "--dask", "exports": "--export",
+    }  # fmt: skip
+    for name, option in detecting.items():
         if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
             raise InputError(f"{option} is about detections and --clip-scores makes none: give one of the two")
 
@@ -127,26 +134,28 @@ def detect(
     how: str,
     stop: Event,
     number: int | None,
+    retry: bool,
     dask: str | None,
     exports: tuple[str, ...],
 ) -> int:
     """Scan, print detections, write tables, log a summary; the exit code."""
     from . import daemon
-    from .scan import scan
+    from .scan import scan, work_of
 
     began_s = time.monotonic()
-    with daemon.only_writer(settings.output), showing(recordings) as (on_audio, on_detection):
+    with daemon.only_writer(settings.output):
         bundle = daemon.open_ensemble(settings).bundle
-        printer = Printer(how, settings)
+        work = work_of(recordings, bundle, settings, retry)
+        with showing(work) as progress, chosen_workers(work, settings, stop, number, dask, progress.audio) as workers:
+            printer = Printer(how, settings)
 
-        def report(detection: Any) -> None:
-            on_detection()
-            printer(detection)
+            def report(detection: Any) -> None:
+                progress.detection()
+                printer(detection)
 
-        with chosen_workers(recordings, settings, stop, number, dask, on_audio) as workers:
-            summary = scan(recordings, bundle, settings, report, workers)
+            summary = scan(recordings, bundle, settings, report, workers, retry, progress.file)
     if not stop.is_set():
-        tell_times(recordings, settings)
+        tell_times(summary)
     tell(summary, settings.output, time.monotonic() - began_s)
     if exports and not stop.is_set():
         export(settings.output, exports)
@@ -154,7 +163,7 @@ def detect(
 
 
 def chosen_workers(
-    recordings: list[Recording],
+    work: Work,
     settings: Settings,
     stop: Event,
     number: int | None,
@@ -163,16 +172,16 @@ def chosen_workers(
 ) -> AbstractContextManager[Workers]:
     """Who scans."""
     from . import daemon
-    from .scan import total_s
     from .workers import Here, cluster, processes
 
     if dask is not None:
         return cluster(dask, str(settings.output.absolute()), on_audio, stop)
     if number is None:
-        number = 1 if total_s(recordings) < LITTLE_S else os.cpu_count() or 1
-    if min(number, len(recordings)) == 1:
+        number = 1 if work.left_s < LITTLE_S else os.cpu_count() or 1
+    number = min(number, len(work.lengths_s))
+    if number <= 1:
         return nullcontext(Here(daemon.open_ensemble(settings), on_audio, stop))
-    return processes(min(number, len(recordings)), on_audio, stop)
+    return processes(number, on_audio, stop)
 
 
 def export(output: Path, formats: tuple[str, ...]) -> None:
@@ -183,22 +192,12 @@ def export(output: Path, formats: tuple[str, ...]) -> None:
         log.info("%s", path)
 
 
-def tell_times(recordings: list[Recording], settings: Settings) -> None:
+def tell_times(summary: Summary) -> None:
     """Log how many files tell no time, and the cure."""
-    from .errors import AudioError
-    from .staging import source_of
-
-    def has_time(recording: Recording) -> bool:
-        try:
-            return source_of(recording.path, settings).info.start_utc is not None
-        except AudioError:
-            return True  # it is told of otherwise
-
-    without = sum(not has_time(recording) for recording in recordings)
-    if without:
+    if summary.timeless:
         log.info(
             "%d of %d files tell no time: neither metadata nor name hold a time stamp with its zone; "
-            "--timezone UTC (or another) says what zone the others are in", without, len(recordings),
+            "--timezone UTC (or another) says what zone the others are in", summary.timeless, summary.files,
         )  # fmt: skip
 
 
@@ -214,86 +213,128 @@ def tell(summary: Summary, output: Path, took_s: float) -> None:
         log.error("%d detections have no clip, no snapshot or no row", summary.failed)
 
 
-@contextmanager
-def showing(recordings: list[Recording]) -> Iterator[tuple[Callable[[float], object], Callable[[], object]]]:
-    """How far a scan is: what to call with seconds of audio, and with each detection."""
-    from .scan import total_s
-
-    whole_s = total_s(recordings)
-    if sys.stderr.isatty():
-        with bar(whole_s) as how:
-            yield how
-    else:
-        lines = Lines(whole_s)
-        yield lines.audio, lines.detection
-
-
-@contextmanager
-def bar(whole_s: float) -> Iterator[tuple[Callable[[float], object], Callable[[], object]]]:
-    """A bar on stderr, with the speed and the time left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("scanning"), BarColumn(), TextColumn("{task.percentage:3.0f} %"),
-        TextColumn("{task.fields[speed]}"), TextColumn("{task.fields[found]} detections"), TextColumn("left"),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty()) as shown:
-        task = shown.add_task("", total=whole_s, speed="", found=0)
-        pace = Pace()
-
-        def audio(seconds: float) -> None:
-            shown.update(task, advance=seconds, speed=f"{pace.after(seconds):.0f} times real time")
-
-        def detection() -> None:
-            shown.update(task, found=shown.tasks[0].fields["found"] + 1)
-
-        yield audio, detection
-
-
-class Pace:
-    """How many times faster than real time a scan goes."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._began_s = time.monotonic()
-
-    def after(self, seconds: float) -> float:
-        """The pace after so many seconds more of audio."""
-        self.seconds += seconds
-        return self.seconds / max(time.monotonic() - self._began_s, 1e-3)
-
-
-class Lines:
-    """Tells now and then, in a line of the log, how far a scan is.
+class Progress:
+    """How far a scan is, with what was done before; the pace, and so the time left, is that of now.
 
     Parameters
     ----------
-    whole_s : seconds of audio that the files hold.
+    work : what the scan has before it.
+    clock : seconds now.
+
+    Attributes
+    ----------
+    files : how many are done.
+    found : how many detections there are.
+    whole_s : seconds of audio in all files. What a header states is put right as soon as its file was heard.
     """
 
-    def __init__(self, whole_s: float) -> None:
-        self._whole_s = whole_s
-        self._found = 0
-        self._pace = Pace()
-        self._next_s = time.monotonic() + TELL_S
+    def __init__(self, work: Work, clock: Callable[[], float] = time.monotonic) -> None:
+        self.files, self.found = work.before, 0
+        self.whole_s = work.before_s + work.left_s
+        self._work = work
+        self._clock = clock
+        self._began_s: float | None = None
+        self._heard_s = 0.0  # now, not before
+
+    @property
+    def done_s(self) -> float:
+        """Seconds of audio that are done."""
+        return min(self.whole_s, self._work.before_s + self._heard_s)
+
+    @property
+    def pace(self) -> float:
+        """How many times faster than real time it goes."""
+        return 0.0 if self._began_s is None else self._heard_s / max(self._clock() - self._began_s, 1e-3)
+
+    @property
+    def left(self) -> str:
+        """The time left, as `0:15:00`; `unknown` where nothing was heard yet."""
+        return str(timedelta(seconds=round((self.whole_s - self.done_s) / self.pace))) if self.pace else "unknown"
 
     def audio(self, seconds: float) -> None:
-        """So many seconds more were scanned."""
-        pace, now_s = self._pace.after(seconds), time.monotonic()
-        if now_s < self._next_s or not pace:
-            return
-        self._next_s = now_s + TELL_S
-        left_s = max(0.0, self._whole_s - self._pace.seconds) / pace
-        log.info(
-            "%.0f of %.0f s scanned, %.0f times real time, %d detections, %.0f s left",
-            self._pace.seconds, self._whole_s, pace, self._found, left_s,
-        )  # fmt: skip
+        """So many seconds more were heard; the first call, which may be with none, begins the time."""
+        self._began_s = self._clock() if self._began_s is None else self._began_s
+        self._heard_s += seconds
+        self.show()
+
+    def file(self, recording: Recording, heard_s: float) -> None:
+        """One more is done; so many seconds of it were heard."""
+        self.files += 1
+        self.whole_s += heard_s - self._work.lengths_s.get(recording.path, 0.0)
+        self.show()
 
     def detection(self) -> None:
-        """One more was found."""
-        self._found += 1
+        """There is one more."""
+        self.found += 1
+
+    def show(self) -> None:
+        """Show it; nothing here."""
+
+    def __str__(self) -> str:
+        before = f" ({self._work.before} files and {hours(self._work.before_s)} before)" if self._work.before else ""
+        return (
+            f"{self.files} of {self._work.files} files, {hours(self.done_s)} of {hours(self.whole_s)}{before}, "
+            f"{self.pace:.0f} times real time, {self.found} detections, {self.left} left"
+        )
+
+
+def hours(seconds: float) -> str:
+    """As `1.25 h`."""
+    return f"{seconds / 3600:.2f} h"
+
+
+class Lines(Progress):
+    """Tells it now and then in a line of the log."""
+
+    _next_s: float | None = None
+
+    def show(self) -> None:
+        """A line, where it is time for one."""
+        now_s = self._clock()
+        if self._next_s is not None and now_s < self._next_s:
+            return
+        if self._next_s is not None:
+            log.info("%s", self)
+        self._next_s = now_s + TELL_S
+
+
+class Bar(Progress):
+    """Shows it as a bar.
+
+    Parameters
+    ----------
+    shown : called with the bar's total and where it stands, s, and with its texts.
+    """
+
+    def __init__(self, work: Work, shown: Callable[..., object]) -> None:
+        super().__init__(work)
+        self._shown = shown
+
+    def show(self) -> None:
+        """Move it."""
+        self._shown(
+            total=self.whole_s, completed=self.done_s, files=f"{self.files} of {self._work.files} files",
+            pace=f"{self.pace:.0f} times real time", found=f"{self.found} detections", left=f"{self.left} left",
+        )  # fmt: skip
+
+
+@contextmanager
+def showing(work: Work) -> Iterator[Progress]:
+    """Shows on stderr how far a scan is: as a bar in a terminal, else in lines."""
+    if not sys.stderr.isatty():
+        yield Lines(work)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Shown
+
+    texts = [TextColumn(f"{{task.fields[{name}]}}") for name in ("files", "pace", "found", "left")]
+    columns = (TextColumn("scanning"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), *texts)
+    with Shown(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty()) as shown:
+        task = shown.add_task("", files="", pace="", found="", left="")
+        bar = Bar(work, partial(shown.update, task))
+        bar.show()
+        yield bar
 
 
 def score_clips(recordings: list[Recording], ensemble: Any, settings: Settings, file: Path, stop: Event) -> int:

@@ -44,7 +44,10 @@ class Workers(Protocol):
     ahead: int
 
     def hand_out(self, task: Task) -> Callable[[], Totals]:
-        """Begin a task; what is returned waits for its account, and raises `Stopped` where the scan is to stop."""
+        """Begin a task; what is returned waits for its account, and raises `Stopped` where the scan is to stop.
+
+        Who waits is told of the audio that is scanned, and that none is yet, as soon as the waiting begins.
+        """
         ...
 
 
@@ -65,6 +68,7 @@ class Here:
         """Nothing is begun before it is waited for."""
 
         def scanned() -> Totals:
+            self._how[1](0.0)
             totals = staging.work(task, *self._how)
             if self._how[2].is_set():
                 raise Stopped
@@ -211,7 +215,7 @@ class Cluster:
         from distributed import KilledWorker
 
         try:
-            totals = wait(future, self._stop, lambda: None)
+            totals = wait(future, self._stop, lambda: self._on_audio(0.0))
         except KilledWorker:
             return Totals(fault=AudioError(f"{printable(task.path)} cannot be scanned: {KILLED}"))
         self._on_audio(totals.read_s)

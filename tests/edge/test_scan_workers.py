@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,33 @@ def test_a_scan_that_is_killed_goes_on(
     assert (scanned(archive, tmp_path / "out", "--workers", 2), contents(tmp_path / "out")) == whole
 
 
+def put(file: Path, content: bytes) -> None:
+    """Write a file that seems not to have changed."""
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    file.write_bytes(content)
+    os.utime(file, ns=times)
+
+
+def test_a_retry_that_is_killed_goes_on(archive: Path, tmp_path: Path) -> None:
+    """Three files that could not be read have been mended; SIGKILL twice, at any moment."""
+    folder, rng = shutil.copytree(archive, tmp_path / "in"), random.Random(1)
+    mended = {file: file.read_bytes() for file in sorted(folder.glob("*.flac"))[1:4]}
+    for file, content in mended.items():
+        put(file, bytes(len(content)))
+    before = scanned(folder, tmp_path / "whole", "--workers", 2)
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    for file, content in mended.items():
+        put(file, content)
+    assert scanned(folder, tmp_path / "whole") == before
+    whole = scanned(folder, tmp_path / "whole", "--retry", "--workers", 1), contents(tmp_path / "whole")
+    assert len(whole[0].splitlines()) > len(before.splitlines()) and whole[1]["aside"].count("\n") == 2
+    for _ in range(2):
+        call = command(folder, "--output", tmp_path / "killed", "--timezone", "UTC", "--retry", "--workers", 2)
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=rng.uniform(1.5, 6))
+    assert (scanned(folder, tmp_path / "killed", "--retry", "--workers", 2), contents(tmp_path / "killed")) == whole
+
+
 def test_a_file_that_changed_is_scanned_again_unless_it_was_reviewed(archive: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(archive, tmp_path / "in")
     before = scanned(folder, tmp_path / "out").splitlines()
@@ -132,6 +160,7 @@ def test_a_file_that_changed_is_scanned_again_unless_it_was_reviewed(archive: Pa
     call = command(folder, "--output", tmp_path / "out", "--timezone", "UTC")
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 3 and "of its detections have verdicts" in done.stderr
+    assert f"{second} has changed since it was scanned" in (tmp_path / "out" / "set-aside.csv").read_text()
 
 
 def test_another_way_of_scanning_needs_another_folder(archive: Path, tmp_path: Path) -> None:
