@@ -1,0 +1,178 @@
+"""How fast archives are scanned with one and with more workers, with and without pictures, and in how much memory.
+
+    python benchmarks/scan.py [--files 8] [--seconds 300] [--workers 1 --workers 2] [--rounds 1] [--json FILE.json]
+
+Makes the audio itself (`orcawatch simulate`, one hydrophone), then scans it with `orcawatch scan`, as a user would run
+it, each time into a new folder. In each round all ways take their turn, so that another load of the machine falls on
+all of them; a row of the table is the median of the rounds. Times are those of the whole command, with its start.
+Memory is that of all processes of a scan together: pages that they share count once (Pss), looked at every 0.2 s.
+A way of which the detections differ from the first one's ends the benchmark.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+from soak import memory_mb
+
+COMMAND = (sys.executable, "-m", "orcawatch.cli")
+LOOK_S = 0.2
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to scan."""
+
+    workers: int
+    pictures: bool
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a scan cost.
+
+    Attributes
+    ----------
+    wall_s, processor_s : time by the clock, and of all processes on all cores.
+    peak_mb : highest memory of all processes together.
+    """
+
+    wall_s: float
+    processor_s: float
+    peak_mb: float
+
+
+@click.command()
+@click.option("--files", type=click.IntRange(1), default=8, show_default=True, help="Recordings that are made.")
+@click.option("--seconds", type=click.IntRange(5, 600), default=300, show_default=True, help="Length of each.")
+@click.option("--rate", type=click.IntRange(16000, 96000), default=48000, show_default=True, help="Samples per second.")
+@click.option("--workers", type=click.IntRange(1), multiple=True, default=(1, 2), show_default=True, help="How many.")
+@click.option("--rounds", type=click.IntRange(1), default=1, show_default=True, help="Times each way is taken.")
+@click.option("--json", "file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures here.")
+def main(files: int, seconds: int, rate: int, workers: tuple[int, ...], rounds: int, file: Path | None) -> None:
+    """Scan simulated sea in several ways and print a table."""
+    ways = [Way(number, pictures) for pictures in (False, True) for number in workers]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make(folder / "in", files, seconds, rate)
+        costs, detections = measured(folder, ways, rounds)
+    rows = table(ways, costs, files * seconds)
+    click.echo(f"{files} files, {files * seconds} s of one channel at {rate} Hz, {detections} detections")
+    click.echo("workers  pictures   wall s  processor s  times real time  against the first  peak memory MB")
+    for row in rows:
+        pictures = "yes" if row["pictures"] else "no"
+        click.echo(
+            f"{row['workers']:7}  {pictures:8}  {row['wall_s']:7.1f}  {row['processor_s']:11.1f}"
+            f"  {row['times_real_time']:15.1f}  {row['ratio']:17.2f}  {row['peak_mb']:14.0f}"
+        )
+    if file is not None:
+        about = {"files": files, "seconds": seconds, "rate_hz": rate, "rounds": rounds, "detections": detections}
+        file.write_text(json.dumps({**about, "cores": os.cpu_count(), "ways": rows}, indent=1) + "\n")
+
+
+def make(folder: Path, files: int, seconds: int, rate: int) -> None:
+    """Recordings of one channel with calls; each is another sea."""
+    folder.mkdir()
+    for number in range(files):
+        made = [folder / f"{number:04d}", "--seconds", seconds, "--rate", rate, "--seed", number + 1]
+        run = [*COMMAND, "simulate", *map(str, made), "--hydrophone", "0", "0", "0", "--quiet"]
+        subprocess.run(run, check=True, stdout=subprocess.DEVNULL)
+
+
+def measured(folder: Path, ways: list[Way], rounds: int) -> tuple[dict[Way, list[Cost]], int]:
+    """What each way cost in each round, and how many detections all of them found."""
+    costs: dict[Way, list[Cost]] = {way: [] for way in ways}
+    first: list[str] | None = None
+    for number in range(rounds):
+        for way in ways:
+            cost, found = scanned(folder / "in", folder / f"{number}-{way.workers}-{way.pictures}", way)
+            first = found if first is None else first
+            if found != first:
+                raise click.ClickException(
+                    f"{way} found {len(found)} detections, which are not the {len(first)} of {ways[0]}"
+                )
+            costs[way].append(cost)
+    return costs, len(first or [])
+
+
+def scanned(recordings: Path, place: Path, way: Way) -> tuple[Cost, list[str]]:
+    """What one scan cost; its detections, by file, time and score."""
+    place.mkdir()
+    (place / "scan.yaml").write_text(f"snapshots: {str(way.pictures).lower()}\n")
+    chosen = ["--config", place / "scan.yaml", "--output", place / "out", "--workers", way.workers, "--format", "jsonl"]
+    with (place / "found").open("w") as out:
+        began_s = time.perf_counter()
+        scan = [*COMMAND, "scan", str(recordings), *map(str, chosen), "--quiet"]
+        process = subprocess.Popen(scan, stdout=out)
+        code, processor_s, peak_mb = watched(process)
+        cost = Cost(time.perf_counter() - began_s, processor_s, peak_mb)
+    if code:
+        raise click.ClickException(f"the scan with {way} ended with {code}")
+    lines = (json.loads(line) for line in (place / "found").read_text().splitlines())
+    return cost, [f"{one['file']} {one['start_s']} {one['end_s']} {one['score']}" for one in lines]
+
+
+def watched(process: subprocess.Popen[bytes]) -> tuple[int, float, float]:
+    """Exit code, processor time (s) and highest memory (MB) of a process with all below it, once it has ended."""
+    peak_mb = 0.0
+    while True:
+        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if ended:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            return process.returncode, usage.ru_utime + usage.ru_stime, peak_mb
+        peak_mb = max(peak_mb, sum(pss_mb(one) for one in family(process.pid)))
+        time.sleep(LOOK_S)
+
+
+def family(process: int) -> Iterator[int]:
+    """A process and all below it."""
+    yield process
+    for folder in Path(f"/proc/{process}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in folder.read_text().split():
+                yield from family(int(child))
+
+
+def pss_mb(process: int) -> float:
+    """Memory of a process, MB, its share of what it has in common with others; 0 of one that has ended."""
+    try:
+        return memory_mb(process)["Pss"]
+    except (OSError, KeyError):
+        return 0.0
+
+
+def table(ways: list[Way], costs: dict[Way, list[Cost]], audio_s: float) -> list[dict[str, float]]:
+    """A row for each way; its ratio is to the first way with the same pictures."""
+    rows: list[dict[str, float]] = []
+    for way in ways:
+        first = next(other for other in ways if other.pictures == way.pictures)
+        wall_s = median(costs[way], lambda cost: cost.wall_s)
+        figures = {
+            "wall_s": wall_s,
+            "processor_s": median(costs[way], lambda cost: cost.processor_s),
+            "times_real_time": audio_s / wall_s,
+            "ratio": median(costs[first], lambda cost: cost.wall_s) / wall_s,
+            "peak_mb": max(cost.peak_mb for cost in costs[way]),
+        }
+        rows.append({**asdict(way), **figures})
+    return rows
+
+
+def median(costs: list[Cost], figure: Callable[[Cost], float]) -> float:
+    """The median of a figure."""
+    return statistics.median(figure(cost) for cost in costs)
+
+
+if __name__ == "__main__":
+    main()
