@@ -7,11 +7,10 @@ import os
 import shutil
 import tarfile
 import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Callable
+from typing import IO, Any, Callable, TypeVar
 
 from .bundle import MANIFEST, load_bundle
 from .errors import BundleError
@@ -20,8 +19,9 @@ SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 BLOCK_B = 1 << 20
 MOST_FILES = 200
 MOST_B = 4 << 30  # of all files together, unpacked
-MOST_AT_ONCE_B = 16 << 20  # of memory that a header may ask for
+MOST_AT_ONCE_B = 16 << 20  # of memory that a header may ask for, or the manifest takes
 
+T = TypeVar("T")
 Member = tuple[str, Callable[[], IO[bytes]]]
 
 
@@ -42,27 +42,37 @@ def unpack(archive: Path, folder: Path) -> None:
     OSError : the disk refuses.
     """
     left_b = MOST_B
+    names: list[str] = []
     with ExitStack() as stack:
-        try:
-            names: list[str] = []
-            for name, opened in members(archive, stack):
-                names.append(checked(archive, name, names))
-                left_b -= write_file(archive, folder / PurePosixPath(name).name, opened, left_b)
-        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile, NotImplementedError,
-                RuntimeError, UnicodeError, ValueError) as fault:  # fmt: skip
-            raise BundleError(f"{archive} is damaged or no archive: {fault}; copy it again") from fault
+        for name, opened in readable(archive, members(archive, stack)):
+            names.append(checked(archive, name, names))
+            path = folder / PurePosixPath(name).name
+            most_b = min(left_b, MOST_AT_ONCE_B) if path.name == MANIFEST else left_b
+            left_b -= write_file(archive, path, readable(archive, blocks(opened)), most_b)
     if not names:
         raise BundleError(f"{archive} holds no files; make it of a bundle's folder")
+
+
+def readable(archive: Path, parts: Iterable[T]) -> Iterator[T]:
+    """Yield what is read of an archive; Python's modules raise nearly anything where bytes are made to harm."""
+    try:
+        yield from parts
+    except BundleError:
+        raise
+    except Exception as fault:
+        raise BundleError(f"{archive} is damaged or no archive: {fault or type(fault)}; copy it again") from fault
 
 
 def members(archive: Path, stack: ExitStack) -> Iterator[Member]:
     """Name of each file, and what opens it."""
     if archive.name.endswith(".zip"):
-        return zipped(archive, stack.enter_context(zipfile.ZipFile(archive)))
+        yield from zipped(archive, stack.enter_context(zipfile.ZipFile(archive)))
+        return
     raw: Any = stack.enter_context(archive.open("rb"))
     if not archive.name.endswith(".tar"):
         raw = stack.enter_context(gzip.GzipFile(fileobj=raw))
-    return taped(archive, stack.enter_context(tarfile.open(fileobj=Bounded(raw), mode="r:")))  # type: ignore[call-overload]
+    opened = stack.enter_context(tarfile.open(fileobj=Bounded(raw), mode="r:"))  # type: ignore[call-overload]
+    yield from taped(archive, opened)
 
 
 def zipped(archive: Path, opened: zipfile.ZipFile) -> Iterator[Member]:
@@ -73,7 +83,9 @@ def zipped(archive: Path, opened: zipfile.ZipFile) -> Iterator[Member]:
             raise BundleError(
                 f"{archive} holds {info.filename!r}, which is a link or a device: a bundle has files only"
             )
-        if not info.is_dir():
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others may ask for any memory
+            raise BundleError(f"{archive} is compressed in an unusual way: make it with `zip -r`, or as .tar.gz")
+        if not info.filename.endswith("/"):
             yield info.filename, lambda info=info: opened.open(info)  # type: ignore[misc]
 
 
@@ -101,14 +113,21 @@ def checked(archive: Path, name: str, before: list[str]) -> str:
     return str(path)
 
 
-def write_file(archive: Path, path: Path, opened: Callable[[], IO[bytes]], most_b: int) -> int:
+def blocks(opened: Callable[[], IO[bytes]]) -> Iterator[bytes]:
+    """Yield the content of one file."""
+    with opened() as source:
+        while block := source.read(BLOCK_B):
+            yield block
+
+
+def write_file(archive: Path, path: Path, content: Iterable[bytes], most_b: int) -> int:
     """Write one file, durably; its size. What is unpacked counts, not what the header says."""
     size_b = 0
-    with opened() as source, path.open("xb") as file:
-        while block := source.read(BLOCK_B):
+    with path.open("xb") as file:
+        for block in content:
             size_b += len(block)
             if size_b > most_b:
-                raise BundleError(f"{archive} unpacks to more than {MOST_B >> 30} GiB: that is no bundle")
+                raise BundleError(f"{archive} unpacks to more than {most_b} bytes in {path.name}: that is no bundle")
             file.write(block)
         file.flush()
         os.fsync(file.fileno())

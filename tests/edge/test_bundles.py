@@ -484,6 +484,48 @@ def test_bombs(output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert names(output) == ["lock"]
 
 
+def test_manifest_that_would_not_fit_into_the_memory(output: Path, tmp_path: Path) -> None:
+    content = b"[" * (17 << 20)
+    path = tarred(tmp_path / "a.tar.gz", lambda archive: archive.addfile(*entry("a/manifest.json", content)))
+    with pytest.raises(BundleError, match=r"more than 16777216 bytes in manifest.json"):
+        Shelf(output).install(path)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_zip_compressed_in_an_unusual_way(compression: int, output: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", compression) as archive:
+        archive.writestr("a/manifest.json", b"{}")
+    with pytest.raises(BundleError, match="compressed in an unusual way"):
+        Shelf(output).install(tmp_path / "a.zip")
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".zip"])
+def test_damaged_archives_are_refused_whatever_the_damage(
+    suffix: str, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    """Never any other error, and none that blames the disk."""
+    if suffix == ".zip":
+        with zipfile.ZipFile(tmp_path / "whole.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in bundles["a"].iterdir():
+                archive.write(file, f"a/{file.name}")
+    else:
+        tarred(tmp_path / f"whole{suffix}", lambda archive: archive.add(bundles["a"], "a"))
+    whole, refused = (tmp_path / f"whole{suffix}").read_bytes(), 0
+    chance = random.Random(7)
+    for number in range(300):
+        damaged = bytearray(whole[: chance.randrange(len(whole))] if number % 3 == 0 else whole)
+        for _ in range(chance.choice((1, 2, 30)) if damaged else 0):
+            damaged[chance.randrange(len(damaged))] = chance.choice((0, 47, 255, chance.randrange(256)))
+        path, place = tmp_path / f"damaged{suffix}", tmp_path / f"unpacked{number}"
+        path.write_bytes(damaged)
+        place.mkdir()
+        try:
+            unpacking.unpack(path, place)
+        except BundleError:
+            refused += 1
+    assert refused > 100
+
+
 # The command line, with the real bundle.
 
 
