@@ -7,8 +7,8 @@ import os
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Callable, TypeVar
 
@@ -43,8 +43,8 @@ def unpack(archive: Path, folder: Path) -> None:
     """
     left_b = MOST_B
     names: list[str] = []
-    with ExitStack() as stack:
-        for name, opened in readable(archive, members(archive, stack)):
+    with closing(readable(archive, members(archive))) as found:
+        for name, opened in found:
             names.append(checked(archive, name, names))
             path = folder / PurePosixPath(name).name
             most_b = min(left_b, MOST_AT_ONCE_B) if path.name == MANIFEST else left_b
@@ -53,7 +53,7 @@ def unpack(archive: Path, folder: Path) -> None:
         raise BundleError(f"{archive} holds no files; make it of a bundle's folder")
 
 
-def readable(archive: Path, parts: Iterable[T]) -> Iterator[T]:
+def readable(archive: Path, parts: Iterable[T]) -> Generator[T, None, None]:
     """Yield what is read of an archive; Python's modules raise nearly anything where bytes are made to harm."""
     try:
         yield from parts
@@ -63,16 +63,16 @@ def readable(archive: Path, parts: Iterable[T]) -> Iterator[T]:
         raise BundleError(f"{archive} is damaged or no archive: {fault or type(fault)}; copy it again") from fault
 
 
-def members(archive: Path, stack: ExitStack) -> Iterator[Member]:
+def members(archive: Path) -> Iterator[Member]:
     """Name of each file, and what opens it."""
     if archive.name.endswith(".zip"):
-        yield from zipped(archive, stack.enter_context(zipfile.ZipFile(archive)))
+        with zipfile.ZipFile(archive) as found:
+            yield from zipped(archive, found)
         return
-    raw: Any = stack.enter_context(archive.open("rb"))
-    if not archive.name.endswith(".tar"):
-        raw = stack.enter_context(gzip.GzipFile(fileobj=raw))
-    opened = stack.enter_context(tarfile.open(fileobj=Bounded(raw), mode="r:"))  # type: ignore[call-overload]
-    yield from taped(archive, opened)
+    with archive.open("rb") as file:
+        raw: Any = file if archive.name.endswith(".tar") else gzip.GzipFile(fileobj=file)
+        with tarfile.open(fileobj=Bounded(raw), mode="r:") as tape:  # type: ignore[call-overload]
+            yield from taped(archive, tape)
 
 
 def zipped(archive: Path, opened: zipfile.ZipFile) -> Iterator[Member]:
