@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .service import UNIT, installed_output, run
+from .service import PAGE_UNIT, UNIT, installed_output, run
 
 DATABASE = "detections.sqlite"
 SILENT_S = 300.0  # an account of the sea that is older than this is a fault
@@ -32,13 +32,15 @@ def report(now: datetime | None = None) -> Report:
     output = installed_output()
     account = read_account(output / DATABASE)
     moment = now or datetime.now(timezone.utc)
+    page = unit_state(PAGE_UNIT)
     lines = [*service_lines(shown), ("killed", killed()), *account_lines(account, moment), ("disk", disk(output))]
-    return Report(lines, [*service_problems(shown), *account_problems(account, shown, moment)])
+    lines.append(("page", f"{page['ActiveState']} ({page['SubState']}), {page['UnitFileState'] or 'not installed'}"))
+    return Report(lines, [*service_problems(shown), *page_problems(page), *account_problems(account, shown, moment)])
 
 
-def unit_state() -> dict[str, str]:
-    """What systemd says of the unit, by property."""
-    shown = run(["systemctl", "show", UNIT, "--no-pager", f"--property={','.join(PROPERTIES)}"])
+def unit_state(unit: str = UNIT) -> dict[str, str]:
+    """What systemd says of a unit, by property."""
+    shown = run(["systemctl", "show", unit, "--no-pager", f"--property={','.join(PROPERTIES)}"])
     return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
 
 
@@ -65,6 +67,12 @@ def service_problems(shown: Mapping[str, str]) -> Iterator[str]:
         yield f"the service is {shown['ActiveState']} ({last}): journalctl --unit orcawatch --lines 50"
     if shown["UnitFileState"] != "enabled":
         yield f"the service does not start at boot: systemctl enable {UNIT}"
+
+
+def page_problems(shown: Mapping[str, str]) -> Iterator[str]:
+    """The review page is to run, and does not."""
+    if shown["UnitFileState"] == "enabled" and shown["ActiveState"] != "active":
+        yield f"the review page is {shown['ActiveState']}: journalctl --unit {PAGE_UNIT} --lines 50"
 
 
 def killed() -> str:

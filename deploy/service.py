@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from ..durable import write_bytes
 from ..errors import InputError, OrcawatchError
 
 UNIT = "orcawatch.service"
+PAGE_UNIT = "orcawatch-web.service"  # the review page: installed, and started by who wants it
 USER = "orcawatch"
-UNIT_PATH = Path("/etc/systemd/system") / UNIT
+UNITS = {UNIT: Path("/etc/systemd/system") / UNIT, PAGE_UNIT: Path("/etc/systemd/system") / PAGE_UNIT}
 CONFIGURATION = Path("/etc/orcawatch/config.yaml")
 STATE = Path("/var/lib/orcawatch")
 CACHE = Path("/var/cache/orcawatch")
@@ -24,7 +26,7 @@ CACHE = Path("/var/cache/orcawatch")
 FILES = {
     "orcawatch.sysusers": Path("/etc/sysusers.d/orcawatch.conf"),
     "orcawatch.tmpfiles": Path("/etc/tmpfiles.d/orcawatch.conf"),
-    "orcawatch.service": UNIT_PATH,
+    **UNITS,
 }
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # ProtectHome= and PrivateTmp= of the unit
 SYSTEM = ("/etc", "/home", "/opt", "/usr", "/var/lib", "/var/log")  # no output folder holds these
@@ -68,7 +70,7 @@ def plan_install(config: Path, command: str, root: Path = MACHINE, start: bool =
         texts[inside(root, config)] = shipped("config.yaml")
     output = output_of(root, config)
     check_output(output)
-    texts[inside(root, UNIT_PATH)] = unit_text(command, config, output)
+    texts |= {inside(root, path): unit_text(name, command, config, output) for name, path in UNITS.items()}
     texts[inside(root, FILES["orcawatch.tmpfiles"])] += folder_line(output)
     files = {path: text for path, text in texts.items() if not path.exists() or path.read_bytes() != text.encode()}
     first, *others = install_commands(root, start, changed=bool(files))
@@ -90,6 +92,7 @@ def install_commands(root: Path, start: bool, changed: bool) -> Iterator[Sequenc
         yield ["systemctl", "daemon-reload"]
     yield ["systemctl", *within, "enable", UNIT]
     if start and not within:
+        yield ["systemctl", "try-restart", PAGE_UNIT]
         yield ["systemctl", "restart" if changed else "start", UNIT]
 
 
@@ -127,11 +130,12 @@ def write_files(files: Mapping[Path, str]) -> None:
 
 
 def remove(root: Path = MACHINE) -> list[Path]:
-    """Stop and disable the service and delete its files; settings and data stay. The deleted files."""
+    """Stop and disable the service and the page, and delete their files; settings and data stay. The deleted files."""
     within = [] if root == MACHINE else [f"--root={root}"]
     there = [path for path in (inside(root, place) for place in FILES.values()) if path.exists()]
-    if inside(root, UNIT_PATH) in there:
-        run(["systemctl", *within, "disable", *([] if within else ["--now"]), UNIT])
+    units = [name for name, path in UNITS.items() if inside(root, path) in there]
+    if units:
+        run(["systemctl", *within, "disable", *([] if within else ["--now"]), *units])
     for path in there:
         path.unlink()
     if not within:
@@ -212,11 +216,11 @@ def check_output(output: Path) -> None:
         )
 
 
-def unit_text(command: str, config: Path, output: Path) -> str:
-    """The unit file."""
-    text = shipped(UNIT).replace("@COMMAND@", command)
+def unit_text(name: str, command: str, config: Path, output: Path) -> str:
+    """The file of one of `UNITS`."""
+    text = shipped(name).replace("@COMMAND@", command)
     text = text.replace("--config @CONFIGURATION@", f"--config {quoted(config)}")
-    text = text.replace("ReadWritePaths=-@OUTPUT@", f"ReadWritePaths={quoted(output, before='-')}")
+    text = re.sub(r"-@OUTPUT@(\S*)", lambda found: quoted(Path(f"{output}{found[1]}"), before="-"), text)
     return text.replace("@CONFIGURATION@", str(config)).replace("@OUTPUT@", str(output))
 
 
@@ -295,7 +299,7 @@ def run(command: Sequence[str], check: bool = True) -> str:
 def installed_output(root: Path = MACHINE) -> Path:
     """The output folder that the installed unit names."""
     unit = ConfigParser(strict=False, interpolation=None, delimiters=("=",))
-    unit.read(inside(root, UNIT_PATH))
+    unit.read(inside(root, UNITS[UNIT]))
     return Path(unit.get("X-Orcawatch", "Output", fallback=str(STATE)))
 
 

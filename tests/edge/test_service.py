@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from configparser import ConfigParser
+from configparser import ConfigParser, SectionProxy
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -39,12 +39,17 @@ needs_systemd = pytest.mark.skipif(
 
 
 @pytest.fixture
-def unit(tmp_path: Path) -> Path:
-    """The unit as it is installed, with a program that exists."""
-    command = str(shutil.which("true"))
-    path = tmp_path / service.UNIT
-    path.write_text(service.unit_text(command, service.CONFIGURATION, service.STATE))
-    return path
+def units(tmp_path: Path) -> dict[str, Path]:
+    """The units as they are installed, with a program that exists, by name."""
+    paths = {name: tmp_path / name for name in service.UNITS}
+    for name, path in paths.items():
+        path.write_text(service.unit_text(name, str(shutil.which("true")), service.CONFIGURATION, service.STATE))
+    return paths
+
+
+def values_of(unit: Path) -> SectionProxy:
+    """What the unit says of its service."""
+    return unit_values(unit.read_text())["Service"]
 
 
 def unit_values(text: str) -> ConfigParser:
@@ -63,9 +68,11 @@ def write_files(found: service.Plan) -> None:
 
 
 @needs_systemd
-def test_the_sandbox_leaves_an_exposure_of_at_most_two(unit: Path) -> None:
+@pytest.mark.parametrize("name", service.UNITS)
+def test_the_sandbox_leaves_an_exposure_of_at_most_two(units: dict[str, Path], name: str) -> None:
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", f"--threshold={MOST_EXPOSED * 10:g}"]
     done = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", "--no-pager", f"--threshold={MOST_EXPOSED * 10:g}", unit],
+        [*command, units[name]],
         capture_output=True,
         text=True,
         check=False,
@@ -76,17 +83,32 @@ def test_the_sandbox_leaves_an_exposure_of_at_most_two(unit: Path) -> None:
 
 
 @needs_systemd
-def test_systemd_has_nothing_to_say_about_the_unit(unit: Path) -> None:
-    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+def test_systemd_has_nothing_to_say_about_the_units(units: dict[str, Path]) -> None:
+    done = subprocess.run(["systemd-analyze", "verify", *units.values()], capture_output=True, text=True, check=False)
     about_it = [line for line in done.stderr.splitlines() if "orcawatch" in line]
     assert (about_it, done.returncode) == ([], 0)
 
 
-def test_the_unit_keeps_what_capture_and_clock_need(unit: Path) -> None:
-    values = unit_values(unit.read_text())["Service"]
+def test_the_unit_keeps_what_capture_and_clock_need(units: dict[str, Path]) -> None:
+    values = values_of(units[service.UNIT])
     assert "MemoryDenyWriteExecute" not in values and "PrivateDevices" not in values
     assert values["DeviceAllow"] == "char-alsa rw" and values["SupplementaryGroups"] == "audio"
     assert values["KillMode"] == "mixed"
+
+
+def test_the_page_goes_after_capture_in_everything(units: dict[str, Path]) -> None:
+    page, daemon = values_of(units[service.PAGE_UNIT]), values_of(units[service.UNIT])
+    for weight in ("CPUWeight", "IOWeight"):
+        assert int(page[weight]) * 10 <= int(daemon[weight])
+    assert int(page["OOMScoreAdjust"]) > 0 > int(daemon["OOMScoreAdjust"]) and int(page["Nice"]) > int(daemon["Nice"])
+    assert float(page["MemoryMax"].rstrip("%")) <= 100 - 60 and page["MemorySwapMax"] == "0"
+    bonds = unit_values(units[service.PAGE_UNIT].read_text())["Unit"]
+    assert service.UNIT in bonds["After"] and not {"Requires", "Wants", "BindsTo", "PartOf"} & set(bonds)
+
+
+def test_the_page_needs_the_token_of_everybody_and_tells_it_to_nobody(units: dict[str, Path]) -> None:
+    values = values_of(units[service.PAGE_UNIT])
+    assert values["ExecStart"].endswith(" --private") and values["StandardOutput"] == "null"
 
 
 def test_the_service_can_read_what_a_careful_root_installs(tmp_path: Path) -> None:
@@ -114,6 +136,7 @@ def test_an_image_is_prepared(tmp_path: Path) -> None:
         found = replace(found, commands=[command for command in found.commands if command[0] == "systemctl"])
     service.carry_out(found)
     assert (tmp_path / "etc/systemd/system/multi-user.target.wants/orcawatch.service").is_symlink()
+    assert not (tmp_path / "etc/systemd/system/multi-user.target.wants/orcawatch-web.service").is_symlink()
     if os.geteuid() == 0:
         assert re.search(r"^audio:.*orcawatch", (tmp_path / "etc/group").read_text(), re.MULTILINE)
         user = (tmp_path / "etc/passwd").read_text().split(":")[2]
@@ -136,7 +159,7 @@ def test_an_upgrade_writes_what_differs_and_never_the_settings(tmp_path: Path) -
     settings = tmp_path / "etc/orcawatch/config.yaml"
     settings.write_text("station: mine\n")
     found = plan(tmp_path, command="/opt/newer/bin/orcawatch")
-    assert list(found.files) == [tmp_path / "etc/systemd/system/orcawatch.service"]
+    assert list(found.files) == [tmp_path / f"etc/systemd/system/{name}" for name in service.UNITS]
     write_files(found)
     assert settings.read_text() == "station: mine\n"
 
@@ -145,10 +168,11 @@ def test_the_service_is_restarted_only_where_its_files_changed() -> None:
     first = list(service.install_commands(service.MACHINE, start=True, changed=True))
     again = list(service.install_commands(service.MACHINE, start=True, changed=False))
     assert first[:-1] == again[:-1]
+    assert ["systemctl", "try-restart", service.PAGE_UNIT] in first  # where it runs: the program may be another
     assert (first[-1][:2], again[-1][:2]) == (["systemctl", "restart"], ["systemctl", "start"])
     for quiet in ((service.MACHINE, False), (Path("/image"), True)):
         commands = list(service.install_commands(*quiet, changed=True))
-        assert not any({"start", "restart"} & set(command) for command in commands)
+        assert not any({"start", "restart", "try-restart"} & set(command) for command in commands)
 
 
 def test_wrong_settings_are_told_before_anything_is_written(tmp_path: Path) -> None:
@@ -163,8 +187,11 @@ def test_the_service_may_write_where_the_settings_say(tmp_path: Path) -> None:
     (tmp_path / "etc/orcawatch").mkdir(parents=True)
     (tmp_path / "etc/orcawatch/config.yaml").write_text("output: /media/sea data\n")
     write_files(plan(tmp_path))
-    text = (tmp_path / "etc/systemd/system/orcawatch.service").read_text()
-    assert unit_values(text)["Service"]["ReadWritePaths"] == '"-/media/sea data"'
+    for name in service.UNITS:
+        assert values_of(tmp_path / "etc/systemd/system" / name)["ReadWritePaths"] == '"-/media/sea data"'
+    page = values_of(tmp_path / "etc/systemd/system" / service.PAGE_UNIT)
+    parts = '"-/media/sea data/clips" "-/media/sea data/snapshots" "-/media/sea data/bundles"'
+    assert page["ReadOnlyPaths"] == parts
     assert service.installed_output(tmp_path) == Path("/media/sea data")
 
 
@@ -249,9 +276,10 @@ def test_a_path_survives_the_unit_file(tmp_path: Path, name: str) -> None:
     odd.mkdir()
     program = odd / "orcawatch"
     program.symlink_to(str(shutil.which("true")))
-    unit = tmp_path / service.UNIT
-    unit.write_text(service.unit_text(service.quoted(program), odd / "config.yaml", odd))
-    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+    units = [tmp_path / unit for unit in service.UNITS]
+    for unit in units:
+        unit.write_text(service.unit_text(unit.name, service.quoted(program), odd / "config.yaml", odd))
+    done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)
     assert [line for line in done.stderr.splitlines() if "orcawatch" in line] == []
 
 
@@ -390,6 +418,13 @@ def test_a_service_that_does_not_run_is_a_problem() -> None:
         "the service is activating (last result watchdog, exit code )",
         "the service does not start at boot",
     ]
+
+
+def test_a_page_that_is_wanted_and_does_not_run_is_a_problem() -> None:
+    assert list(health.page_problems(ACTIVE)) == []
+    assert list(health.page_problems({**ACTIVE, "ActiveState": "inactive", "UnitFileState": "disabled"})) == []
+    (found,) = health.page_problems({**ACTIVE, "ActiveState": "activating"})
+    assert "activating" in found and "journalctl" in found
 
 
 def test_the_service_commands_load_no_training_library() -> None:
