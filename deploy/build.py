@@ -5,9 +5,10 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from numpy.typing import NDArray
 
 from .._version import __version__
 from ..bundle import CARD, load_bundle, write_bundle
+from ..cascade import Cascade
 from ..ensemble import Ensemble
 from ..errors import InputError
 from ..interpreter import runtime_name
 from ..metrics import Interval, auc_interval, clip_means, event_thresholds
+from . import cascade as cascades
 from .card import model_card
 from .models import Exported, exported
 from .quantize import Progress
@@ -40,14 +43,23 @@ class Plan:
     vote : the members whose confidences are averaged.
     members : the heads in it, the vote's among them.
     quantization : variant of each backbone in it.
+    most_lost : share of called windows that a cascade may lose (see `cascade.choose`); None for no cascade.
     """
 
     vote: tuple[str, ...]
     members: tuple[str, ...]
     quantization: Mapping[str, str]
+    most_lost: float | None = None
 
 
-def plan_bundle(run: Run, quantization: Mapping[str, str], vote: Sequence[str], all_members: bool = False) -> Plan:
+def plan_bundle(
+    run: Run,
+    quantization: Mapping[str, str],
+    vote: Sequence[str],
+    all_members: bool = False,
+    most_lost: float | None = None,
+    gates: Sequence[str] = (),
+) -> Plan:
     """The vote's members and the backbones they need; with `all_members` every head that those backbones can serve.
 
     Parameters
@@ -56,19 +68,27 @@ def plan_bundle(run: Run, quantization: Mapping[str, str], vote: Sequence[str], 
     quantization : variant by backbone, for each that the vote needs.
     vote : names of members.
     all_members : keep the heads outside the vote too; they cost little and their scores can be compared.
+    most_lost : as `Plan`.
+    gates : cheap backbones outside the vote that the cascade may hear first.
 
     Raises
     ------
-    InputError : an empty vote, or a backbone without a variant.
+    InputError : an empty vote, a backbone without a variant, an unknown gate, or gates without a cascade.
     """
-    backbones = needed_backbones(run, vote)
-    if not backbones:
+    if (unknown := sorted(set(gates) - set(run.backbones))) or (gates and most_lost is None):
+        raise InputError(
+            f"gates are backbones of the run, {list(run.backbones)}, for a cascade; not {unknown or list(gates)}"
+            + ("" if unknown else " without one")
+        )
+    needed = needed_backbones(run, vote)
+    backbones = [name for name in run.backbones if name in {*needed, *gates}]
+    if not needed:
         raise InputError(f"a vote needs one of {[entry['name'] for entry in run.members]}, not {list(vote)}")
     if missing := [name for name in backbones if name not in quantization]:
         raise InputError(f"no quantization is given for {missing}")
     served = [entry["name"] for entry in run.members if all_members and set(entry["backbones"]) <= set(backbones)]
     members = tuple(entry["name"] for entry in run.members if entry["name"] in {*vote, *served})
-    return Plan(tuple(vote), members, {name: quantization[name] for name in backbones})
+    return Plan(tuple(vote), members, {name: quantization[name] for name in backbones}, most_lost)
 
 
 def build_bundle(run: Run, folder: Path, plan: Plan, progress: Progress = iter) -> None:
@@ -91,16 +111,80 @@ def build_bundle(run: Run, folder: Path, plan: Plan, progress: Progress = iter) 
     if folder.exists():
         raise InputError(f"{folder} exists already: name a new folder, or move the old bundle away")
     models = {name: exported(run, name, quantization) for name, quantization in plan.quantization.items()}
-    files, manifest = _files(run, plan, models), _manifest(run, plan, models)
-    with tempfile.TemporaryDirectory() as scratch:
-        write_bundle(Path(scratch) / "bundle", manifest, {**files, CARD: b""})
-        passed = score_windows(run, Path(scratch) / "bundle", progress)
-    found = {"exported": asdict(_verification(run, passed)), "thresholds": _thresholds(run, plan.vote, passed)}
+    cascade = _choose(run, plan, models, progress)
+    plan, models = _kept(run, plan, cascade, models)
+    files, manifest = _files(run, plan, models, cascade), _manifest(run, plan, models)
+    passed = _pass(run, manifest | _described(cascade), files, progress)
+    found = {
+        "exported": asdict(_verification(run, passed)),
+        "thresholds": _thresholds(run, plan.vote, passed),
+    }
+    if cascade.gates:
+        found |= _described(cascade, _evidence(run, plan, cascade, passed))
     manifest = {**manifest, **found}
     write_bundle(folder, manifest, {**files, CARD: model_card(manifest).encode()})
 
 
-def _files(run: Run, plan: Plan, models: Mapping[str, Exported]) -> dict[str, bytes]:
+def _pass(run: Run, manifest: Mapping[str, Any], files: Mapping[str, bytes], progress: Progress) -> Passed:
+    """The run's devel windows through a bundle that is kept for that long."""
+    with tempfile.TemporaryDirectory() as scratch:
+        write_bundle(Path(scratch) / "bundle", manifest, {**files, CARD: b""})
+        return score_windows(run, Path(scratch) / "bundle", progress)
+
+
+def _choose(run: Run, plan: Plan, models: Mapping[str, Exported], progress: Progress) -> Cascade:
+    """The cascade, from the devel windows through a bundle with all heads that its backbones can serve."""
+    if plan.most_lost is None or len(models) == 1:
+        return Cascade()
+    served = tuple(entry["name"] for entry in run.members if set(entry["backbones"]) <= set(models))
+    whole = replace(plan, members=served)
+    passed = _pass(run, _manifest(run, whole, models), _files(run, whole, models, Cascade()), progress)
+    return cascades.choose(_scored(run, plan.vote, passed), plan.most_lost)
+
+
+def _kept(run: Run, plan: Plan, cascade: Cascade, models: Mapping[str, Exported]) -> tuple[Plan, dict[str, Exported]]:
+    """The plan with the heads of the gates, and without backbones that neither the vote nor a gate hears."""
+    gating = {name for gate in cascade.gates for name in gate.members}
+    members = tuple(entry["name"] for entry in run.members if entry["name"] in {*plan.members, *gating})
+    backbones = needed_backbones(run, members)
+    quantization = {name: plan.quantization[name] for name in backbones}
+    return replace(plan, members=members, quantization=quantization), {name: models[name] for name in backbones}
+
+
+def _scored(run: Run, vote: Sequence[str], passed: Passed) -> cascades.Scored:
+    """The devel windows as a cascade is chosen on them."""
+    devel = run.arrays("devel_scores.npz")
+    return cascades.Scored(
+        passed.members,
+        passed.scores,
+        _votes(passed, vote),
+        {entry["name"]: entry["backbones"] for entry in run.members},
+        needed_backbones(run, vote),
+        passed.milliseconds,
+        (devel["label"] == "orca")[devel["window_clip"]],
+        devel["group"][devel["window_clip"]],
+        _thresholds(run, vote, passed)["stop"],
+    )
+
+
+def _votes(passed: Passed, vote: Sequence[str]) -> Array:
+    return np.asarray(passed.scores[:, [passed.members.index(name) for name in vote]].mean(axis=1))
+
+
+def _described(cascade: Cascade, evidence: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The manifest's `cascade`; nothing where there is none."""
+    return {"cascade": {**asdict(cascade), "evidence": evidence}} if cascade.gates else {}
+
+
+def _evidence(run: Run, plan: Plan, cascade: Cascade, passed: Passed) -> dict[str, Any]:
+    devel = run.arrays("devel_scores.npz")
+    clips = cascades.Clips(devel["window_clip"], devel["label"] == "orca", list(devel["group"]))
+    start = _thresholds(run, plan.vote, passed)["start"]
+    scored, bound = _scored(run, plan.vote, passed), plan.most_lost or 0.0
+    return cascades.evidence(scored, cascade, passed.cascaded, clips, start, bound, **run.resampling)
+
+
+def _files(run: Run, plan: Plan, models: Mapping[str, Exported], cascade: Cascade) -> dict[str, bytes]:
     """Content of the bundle's files but for its card."""
     from .export import export_heads
 
@@ -110,7 +194,7 @@ def _files(run: Run, plan: Plan, models: Mapping[str, Exported]) -> dict[str, by
         for name, path in zip(_file_names(backbone).values(), one.files)
     }
     sizes = {name: int(run.backbones[name]["feature_size"]) for name in models}
-    return {**files, HEADS: export_heads(heads(run, plan.members), plan.vote, sizes)}
+    return {**files, HEADS: export_heads(heads(run, plan.members), plan.vote, sizes, cascade.gates)}
 
 
 def _file_names(backbone: str) -> dict[str, str]:
@@ -180,7 +264,8 @@ class Verification:
     windows : how many were compared.
     window_ms : median processor time per window of all backbones and heads, one thread, on the machine that made it.
     largest_difference : of a window's confidence by member, and of a clip's score by `vote`.
-    auc : ROC AUC of clips by the exported members and `vote`, with intervals by recording.
+    auc : ROC AUC of clips by the exported members, the `vote` and, where there is one, the `cascade`, with intervals by
+        recording.
     trained_auc : the same of the training side's scores.
     """
 
@@ -200,12 +285,18 @@ class Passed:
     ----------
     members, vote : the bundle's.
     scores : members' confidences, shape (windows, members).
-    window_ms : median processor time of a window.
+    cascaded : score of each window under the bundle's cascade, shape (windows,).
+    gated : whether it has one.
+    milliseconds : median processor time of a window by backbone.
+    window_ms : the same of all backbones and heads.
     """
 
     members: tuple[str, ...]
     vote: tuple[str, ...]
     scores: Array
+    cascaded: Array
+    gated: bool
+    milliseconds: Mapping[str, float]
     window_ms: float
 
 
@@ -225,13 +316,31 @@ def score_windows(run: Run, folder: Path, progress: Progress = iter) -> Passed:
     """Pass every devel window of the run through a bundle, as the edge does, on one thread."""
     ensemble = Ensemble(load_bundle(folder))
     spectrograms = {name: run.spectrograms(name) for name in ensemble.bundle.backbones}
-    scores, seconds = [], []
+    scores, cascaded, seconds = [], [], []
     for k in progress(range(len(next(iter(spectrograms.values()))))):
-        window = {name: np.array(stored[k]) for name, stored in spectrograms.items()}
+        heard = ensemble.hear({name: np.array(stored[k]) for name, stored in spectrograms.items()})
+        times = [_seconds(partial(heard.features, [name])) for name in spectrograms]
         start = time.process_time()
-        scores.append(ensemble.score_spectrograms(window))
-        seconds.append(time.process_time() - start)
-    return Passed(ensemble.bundle.members, ensemble.bundle.vote, np.stack(scores), float(np.median(seconds)) * 1e3)
+        scores.append(ensemble.all_members(heard))
+        seconds.append([*times, time.process_time() - start])
+        cascaded.append(ensemble.channel(heard)[1])
+    medians = np.median(seconds, axis=0) * 1e3
+    return Passed(
+        ensemble.bundle.members,
+        ensemble.bundle.vote,
+        np.stack(scores),
+        np.array(cascaded),
+        bool(ensemble.cascade.gates),
+        dict(zip(spectrograms, medians.tolist())),
+        float(np.median(np.sum(seconds, axis=1))) * 1e3,
+    )
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """Processor time of a call."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
 
 
 def _verification(run: Run, passed: Passed) -> Verification:
@@ -240,6 +349,10 @@ def _verification(run: Run, passed: Passed) -> Verification:
     found, exact = (_clips(devel, scores, passed.members, passed.vote) for scores in (passed.scores, trained))
     differences = {name: float(np.abs(passed.scores - trained)[:, k].max()) for k, name in enumerate(passed.members)}
     differences["vote"] = float(np.abs(found["vote"] - exact["vote"]).max())
+    if passed.gated:
+        found["cascade"] = clip_means(passed.cascaded, devel["window_clip"], len(devel["label"]))
+        exact["cascade"] = exact["vote"]
+        differences["cascade"] = float(np.abs(found["cascade"] - exact["cascade"]).max())
     aucs = (_aucs(run, clips) for clips in (found, exact))
     return Verification(runtime_name(), len(trained), passed.window_ms, differences, *aucs)
 

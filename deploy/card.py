@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..cascade import cascade_lines
 from .tables import interval, table
 
 SCRATCH = "from scratch"
@@ -13,8 +14,8 @@ Manifest = Mapping[str, Any]
 
 def model_card(manifest: Manifest) -> str:
     """Markdown text from the manifest alone (see `orcawatch.bundle`); no figure is written by hand."""
-    sections = (_heading, _use, _figures, _thresholds, _data, _training, _limits)
-    return "\n\n".join(section(manifest) for section in sections) + "\n"
+    sections = (_heading, _use, _figures, _thresholds, _cascade, _data, _training, _limits)
+    return "\n\n".join(filter(None, (section(manifest) for section in sections))) + "\n"
 
 
 def _heading(manifest: Manifest) -> str:
@@ -137,6 +138,16 @@ def _thresholds(manifest: Manifest) -> str:
         f"and calls {found['false_alarms']} noise clips orca ({found['false_alarms_per_hour']:.0f} per hour, at most one a\n"
         "clip, on one channel; an array that takes the highest of its channels calls more):\n\n"
         + table(["kind of noise", "clips called orca", "clips"], rows)
+    )
+
+
+def _cascade(manifest: Manifest) -> str:
+    if "cascade" not in manifest:
+        return ""
+    lines = "\n".join(f"- {line}." for line in cascade_lines(manifest["cascade"]))
+    return (
+        "## Cascade\n\nThe heavier backbones are heard only where the cheaper ones find something; elsewhere a channel's\n"
+        f"score is estimated, below the stop threshold.\n\n{lines}"
     )
 
 

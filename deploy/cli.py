@@ -160,6 +160,22 @@ def budget(
 @MOST_MB
 @TIMED
 @click.option("--all-members", is_flag=True, help="Keep the heads outside the vote that its backbones can serve.")
+@click.option(
+    "--cascade/--no-cascade",
+    default=True,
+    show_default=True,
+    help="Hear the heavy backbones only where the cheap ones find something.",
+)
+@click.option(
+    "--most-lost",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.01,
+    show_default=True,
+    help="Share of the windows called by the full vote that the cascade may lose.",
+)
+@click.option(
+    "--gate", "gates", multiple=True, metavar="NAME", help="A cheap backbone outside the vote for the cascade to hear."
+)
 def bundle(
     run: Path,
     bundle: Path,
@@ -169,11 +185,16 @@ def bundle(
     most_mb: float | None,
     timed_windows: int,
     all_members: bool,
+    cascade: bool,
+    most_lost: float,
+    gates: tuple[str, ...],
 ) -> None:
     """Export a vote of the finished RUN as the new folder BUNDLE, with the export's own figures.
 
     With --most-ms or --most-mb the vote is the best that costs no more; else the run's own, or --vote.
     """
+    from ..bundle import load_bundle
+    from ..cascade import cascade_lines
     from .build import build_bundle, plan_bundle
     from .run import parse_vote, read_run
 
@@ -184,11 +205,15 @@ def bundle(
     chosen = parse_vote(found, vote)
     if within:
         chosen = _budget(found, quantization, most_ms, most_mb, timed_windows)["chosen"]["members"]
-    plan = plan_bundle(found, _quantization(found, quantization), chosen, all_members)
+    plan = plan_bundle(
+        found, _quantization(found, quantization), chosen, all_members, most_lost if cascade else None, gates
+    )
     build_bundle(found, bundle, plan, _progress)
     size = sum(path.stat().st_size for path in bundle.iterdir())
     variants = ", ".join(f"{name} {variant}" for name, variant in plan.quantization.items())
     click.echo(f"{bundle}: {size / 1e6:.1f} MB, vote {' + '.join(plan.vote)}, backbones: {variants}")
+    for line in cascade_lines(load_bundle(bundle).manifest.get("cascade")):
+        click.echo(f"cascade: {line}")
 
 
 @deploy.command()

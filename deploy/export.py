@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from ..cascade import Gate
 from ..errors import InputError, OrcawatchError
 from ..masking import negative_mask
 from ..relevance import ORCA, backbone_relevance, head_forward, head_relevance
@@ -57,12 +58,15 @@ def export_backbone(model: Any, quantization: str = "dynamic", representative: A
     return _convert(model, signatures, quantization, examples)
 
 
-def export_heads(heads: Sequence[Mapping[str, Any]], vote: Sequence[str], sizes: Mapping[str, int]) -> bytes:
+def export_heads(
+    heads: Sequence[Mapping[str, Any]], vote: Sequence[str], sizes: Mapping[str, int], gates: Sequence[Gate] = ()
+) -> bytes:
     """TFLite file of the members' heads; float32 always, since mask bits flip under quantization.
 
     `score`: features by backbone, each (1, size) -> scores (1, members), the confidence of `orca`.
     `explain`: the same inputs -> relevance of each backbone's features for the `orca` neuron, starting with each
     member's confidence and averaged over the vote, so that it adds up to the vote's score.
+    One signature for each gate of the cascade: features of its backbones -> scores (1, its members).
 
     Parameters
     ----------
@@ -72,18 +76,30 @@ def export_heads(heads: Sequence[Mapping[str, Any]], vote: Sequence[str], sizes:
         `bases` (by backbone, the weights of that backbone's base-model).
     vote : names of the members of the average vote.
     sizes : feature size by backbone.
+    gates : of the cascade.
     """
-    specs = [tf.TensorSpec([1, size], tf.float32, name) for name, size in sizes.items()]
-
-    def score(*features: Any) -> dict[str, Any]:
-        masked = masked_inputs(heads, dict(zip(sizes, features)))
-        return {"scores": tf.concat([confidence(masked[head["name"]], head["weights"]) for head in heads], axis=-1)}
+    specs = {name: tf.TensorSpec([1, size], tf.float32, name) for name, size in sizes.items()}
 
     def explain(*features: Any) -> dict[str, Any]:
         voting = [head for head in heads if head["name"] in vote]
         return _vote_relevance(voting, dict(zip(sizes, features)))
 
-    return _convert(tf.Module(), {"score": (score, specs), "explain": (explain, specs)}, "float32")
+    signatures = {"score": _scoring(heads, specs), "explain": (explain, list(specs.values()))}
+    for gate in gates:
+        by_name = {head["name"]: head for head in heads}
+        heard = {name: specs[name] for name in gate.backbones}
+        signatures[gate.signature] = _scoring([by_name[name] for name in gate.members], heard)
+    return _convert(tf.Module(), signatures, "float32")
+
+
+def _scoring(heads: Sequence[Mapping[str, Any]], specs: Mapping[str, Any]) -> tuple[Any, list[Any]]:
+    """A signature: features of the backbones in `specs` -> the heads' confidences, shape (1, heads)."""
+
+    def score(*features: Any) -> dict[str, Any]:
+        masked = masked_inputs(heads, dict(zip(specs, features)))
+        return {"scores": tf.concat([confidence(masked[head["name"]], head["weights"]) for head in heads], axis=-1)}
+
+    return score, list(specs.values())
 
 
 def masked_inputs(heads: Sequence[Mapping[str, Any]], features: Mapping[str, Any]) -> dict[str, Any]:

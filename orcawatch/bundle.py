@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .cascade import Cascade, cascade_from, check_cascade
 from .durable import sync_folder, write_bytes
 from .errors import BundleError, OrcawatchError
 from .spectrogram import FrontEnd, front_end_from_dict
@@ -66,6 +67,7 @@ class Bundle:
     channel_fusion : how the channels' scores become one: `max` or `mean`.
     start_threshold, stop_threshold : fused scores at which an event starts and ends.
     manifest : everything as written.
+    cascade : which backbones are heard when.
     """
 
     folder: Path
@@ -78,6 +80,7 @@ class Bundle:
     start_threshold: float
     stop_threshold: float
     manifest: Mapping[str, Any]
+    cascade: Cascade = Cascade()
 
     @property
     def digest(self) -> str:
@@ -181,6 +184,7 @@ def _bundle(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
         start_threshold=float(thresholds["start"]),
         stop_threshold=float(thresholds["stop"]),
         manifest=manifest,
+        cascade=cascade_from(manifest.get("cascade")),
     )
     _check(bundle)
     return bundle
@@ -198,6 +202,10 @@ def _check(bundle: Bundle) -> None:
             raise BundleError(f"{where}: hop_s must be at most {window_s:g} s (one window), not {bundle.hop_s:g}")
     if not 0 <= bundle.stop_threshold <= bundle.start_threshold <= 1:
         raise BundleError(f"{where}: thresholds must be 0 <= stop <= start <= 1")
+    try:
+        check_cascade(bundle.cascade, bundle.members, tuple(bundle.backbones), bundle.backbones_of)
+    except ValueError as fault:
+        raise BundleError(f"{where}: {fault}: make the bundle again") from fault
     used = [name for entry in bundle.backbones.values() for name in entry.files]
     for name in [*used, bundle.manifest["heads"]["file"]]:
         if name not in bundle.manifest["files"]:

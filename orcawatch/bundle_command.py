@@ -204,13 +204,15 @@ def listed_line(item: Listed) -> str:
 
 
 SHOWN = (
-    "backbones", "channel_fusion", "digest", "files", "heads", "hop_s", "members", "name", "schema", "thresholds",
-    "vote",
+    "backbones", "cascade", "channel_fusion", "digest", "files", "heads", "hop_s", "members", "name", "schema",
+    "thresholds", "vote",
 )  # fmt: skip
 
 
 def described(found: Bundle) -> Iterator[str]:
     """Lines about a bundle."""
+    from .cascade import cascade_lines
+
     yield f"name        {found.name}"
     yield f"digest      {found.digest}"
     yield f"members     {', '.join(found.members)}"
@@ -218,6 +220,8 @@ def described(found: Bundle) -> Iterator[str]:
     yield f"windows     every {found.hop_s:g} s"
     yield f"channels    {found.channel_fusion}"
     yield f"thresholds  start {found.start_threshold:g}, stop {found.stop_threshold:g}"
+    for line in cascade_lines(found.manifest.get("cascade")):
+        yield f"cascade     {line}"
     for name, entry in found.backbones.items():
         constants = ", ".join(f"{key} {value}" for key, value in entry.front_end.to_dict().items())
         yield f"backbone    {name}: {entry.feature_size} features; {constants}"

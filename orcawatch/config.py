@@ -278,6 +278,10 @@ class Settings:
         None, 0, 1, "", "Fused score below which an event closes; at most `start_threshold`.", "the bundle's",
         reload=True,
     )  # fmt: skip
+    cascade: bool = switch(
+        True, "Hear the bundle's heavy backbones only where its cheap ones find something; off: all on every window.",
+        reload=True,
+    )  # fmt: skip
     events: EventSettings = section(EventSettings)
     clips: ClipSettings = section(ClipSettings)
     snapshots: bool = switch(True, "Make a relevance snapshot (PNG and NPZ) of each detection.", reload=True)
@@ -402,6 +406,8 @@ def relative_to(settings: Any, raw: Any, folder: Path) -> Any:
 def overridden(bundle: Bundle, settings: Settings) -> Bundle:
     """The bundle with the operator's hop, fusion and thresholds in place of its own.
 
+    The cascade is taken away where the settings say so, or where events stop at a lower score than it was chosen for.
+
     Raises
     ------
     ConfigError : one threshold is given, and does not fit the bundle's other one.
@@ -415,6 +421,8 @@ def overridden(bundle: Bundle, settings: Settings) -> Bundle:
             f"{result.start_threshold:g} (the bundle's own: {bundle.stop_threshold:g} and {bundle.start_threshold:g}); "
             "give both"
         )
+    if not settings.cascade or result.stop_threshold < bundle.cascade.holds_from:
+        return replace(result, cascade=replace(bundle.cascade, gates=()))
     return result
 
 

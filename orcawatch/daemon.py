@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from . import recovery
 from .bundle import Bundle
+from .cascade import Cascade
 from .bundles import InForce, in_force
 from .capture import Source
 from .channels import check_hydrophones
@@ -67,6 +68,16 @@ class Shared:
     def bundle(self) -> Bundle:
         """The ensemble's bundle."""
         return self._ensemble.bundle
+
+    @property
+    def cascade(self) -> Cascade:
+        """The ensemble's cascade."""
+        return self._ensemble.cascade
+
+    @cascade.setter
+    def cascade(self, cascade: Cascade) -> None:
+        with self._lock:
+            self._ensemble.cascade = cascade
 
     def score(
         self, window: Window, columns: Sequence[int] | None = None, vote: Sequence[str] | None = None
@@ -188,6 +199,7 @@ class Loop:
     ) -> None:
         self.source = source
         self.listener = listener
+        self._ensemble = ensemble
         self._clocks = clocks
         self.position = 0
         self.seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
@@ -229,6 +241,8 @@ class Loop:
     def change(self, settings: Settings, bundle: Bundle) -> None:
         """Go on with other settings; only keys that may be reloaded differ."""
         self._builder.rules = rules_of(bundle, settings)
+        self._ensemble.cascade = bundle.cascade
+        warn_of_cascade(bundle, settings)
         self.recorder.take(settings)
         self.ladder.step_up_s, self.ladder.recover_s = settings.overload.step_up_s, settings.overload.recover_s
 
@@ -312,7 +326,21 @@ def told(found: InForce) -> InForce:
 
 def open_ensemble(settings: Settings, bundle: Bundle | None = None) -> Ensemble:
     """The ensemble of a bundle, the one in force where it is left out, with the settings' overrides."""
-    return Ensemble(overridden(bundle or open_bundle(settings), settings), settings.threads)
+    chosen = overridden(bundle or open_bundle(settings), settings)
+    warn_of_cascade(chosen, settings)
+    return Ensemble(chosen, settings.threads)
+
+
+def warn_of_cascade(bundle: Bundle, settings: Settings) -> None:
+    """Log where thresholds from the settings, not their `cascade`, take the bundle's cascade away."""
+    if settings.cascade and bundle.manifest.get("cascade") and not bundle.cascade.gates:
+        log.warning(
+            "stop_threshold %g is lower than the cascade of %s was chosen for (%g): every backbone is heard on every "
+            "window; raise it, or say `cascade: false`",
+            bundle.stop_threshold,
+            bundle.name,
+            bundle.cascade.holds_from,
+        )
 
 
 def open_store(output: Path) -> Store:

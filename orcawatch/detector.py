@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Bundle
+from .cascade import Cascade
 from .errors import BundleError, InputError
 from .records import AudioBlock, Window, WindowScore
 from .spectrogram import FrontEnd, RowStream
@@ -19,6 +20,8 @@ Array = NDArray[np.float32]
 
 class Scorer(Protocol):
     """What an ensemble offers; `orcawatch.ensemble.Ensemble` is the real one."""
+
+    cascade: Cascade
 
     @property
     def bundle(self) -> Bundle: ...

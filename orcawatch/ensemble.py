@@ -11,6 +11,7 @@ from .backbone import EdgeBackbone
 from .bundle import Bundle
 from .interpreter import Model, Shapes
 from .records import Window, WindowScore
+from .spectrogram import FrontEnd
 
 Array = NDArray[np.float32]
 
@@ -18,6 +19,44 @@ Array = NDArray[np.float32]
 def fuse_channels(channel_scores: Array, how: str) -> float:
     """One score of the array from the scores of those channels that have one: the highest (`max`) or the average."""
     return float(np.nanmax(channel_scores) if how == "max" else np.nanmean(channel_scores))
+
+
+class Heard:
+    """What the backbones hear on one channel of one window: each is run when it is first asked for, and once.
+
+    Parameters
+    ----------
+    backbones : by name.
+    rows : the channel's rows by backbone, shape (frames, bands).
+    """
+
+    def __init__(self, backbones: Mapping[str, EdgeBackbone], rows: Mapping[str, Array]) -> None:
+        self._backbones = backbones
+        self._rows = rows
+        self._finished: dict[FrontEnd, Array] = {}
+        self._features: dict[str, Array] = {}
+
+    def features(self, names: Sequence[str]) -> dict[str, Array]:
+        """Features by backbone, each float32 (1, feature_size)."""
+        for name in names:
+            if name not in self._features:
+                self._features[name] = self._backbones[name].features(self.spectrogram(name))[None]
+        return {name: self._features[name] for name in names}
+
+    def spectrogram(self, name: str) -> Array:
+        """A backbone's finished spectrogram; backbones with the same front end share it."""
+        front_end = self._backbones[name].front_end
+        if front_end not in self._finished:
+            self._finished[front_end] = front_end.finish(self._rows[name])
+        return self._finished[front_end]
+
+
+class Finished(Heard):
+    """The same from spectrograms that are finished already, by backbone."""
+
+    def spectrogram(self, name: str) -> Array:
+        """A backbone's spectrogram as it was given."""
+        return self._rows[name]
 
 
 class Ensemble:
@@ -28,6 +67,10 @@ class Ensemble:
     bundle : a verified bundle.
     threads : processor threads of the interpreter.
 
+    Attributes
+    ----------
+    cascade : which backbones are heard when; the bundle's, until another is set.
+
     Raises
     ------
     BundleError : a model does not fit what the manifest says of it.
@@ -35,6 +78,7 @@ class Ensemble:
 
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
         self.bundle = bundle
+        self.cascade = bundle.cascade
         self._backbones = {
             name: EdgeBackbone(
                 bundle.folder / entry.file,
@@ -49,7 +93,9 @@ class Ensemble:
         sizes: Shapes = {name: (1, entry.feature_size) for name, entry in bundle.backbones.items()}
         self._heads.require("score", sizes, {"scores": (1, len(bundle.members))})
         self._heads.require("explain", sizes, sizes)
-        self._vote = [bundle.members.index(name) for name in bundle.vote]
+        for gate in bundle.cascade.gates:
+            heard = {name: sizes[name] for name in gate.backbones}
+            self._heads.require(gate.signature, heard, {"scores": (1, len(gate.members))})
 
     def score(
         self, window: Window, columns: Sequence[int] | None = None, vote: Sequence[str] | None = None
@@ -63,13 +109,11 @@ class Ensemble:
         vote : the members to average; backbones that none of them listens to are not run, and the scores of members
             that would need one are NaN. None for the bundle's.
         """
-        voting = self._vote if vote is None else [self.bundle.members.index(name) for name in vote]
-        needed = self._needed(self.bundle.vote if vote is None else vote)
         members = np.full((len(next(iter(window.rows.values()))), len(self.bundle.members)), np.nan, np.float32)
+        channels = np.full(len(members), np.nan, np.float32)
         for column in range(len(members)) if columns is None else columns:
             rows = {name: found[column] for name, found in window.rows.items()}
-            members[column] = self._score_rows(rows, needed)
-        channels = members[:, voting].mean(axis=1)
+            members[column], channels[column] = self.channel(Heard(self._backbones, rows), vote)
         return WindowScore(
             window.start_sample,
             window.end_sample,
@@ -78,22 +122,43 @@ class Ensemble:
             fuse_channels(channels, self.bundle.channel_fusion),
         )
 
-    def _needed(self, vote: Sequence[str]) -> tuple[str, ...]:
+    def hear(self, spectrograms: Mapping[str, Array]) -> Heard:
+        """One channel's finished spectrograms, (frames, bands) by backbone, for `all_members` and `channel`."""
+        return Finished(self._backbones, spectrograms)
+
+    def all_members(self, heard: Heard) -> Array:
+        """Every member's confidence, whatever the cascade says: shape (members,)."""
+        return np.asarray(self._heads.call("score", self._all(heard))["scores"][0])
+
+    def channel(self, heard: Heard, vote: Sequence[str] | None = None) -> tuple[Array, float]:
+        """Members' confidences on one channel, NaN where they were not needed, and their vote, or a gate's score."""
+        vote = tuple(self.bundle.vote if vote is None else vote)
+        members = np.full(len(self.bundle.members), np.nan, np.float32)
+        needed = self._needed(vote)
+        for gate in self.cascade.gates:
+            if set(needed) <= set(gate.backbones):
+                break
+            scores = self._heads.call(gate.signature, heard.features(gate.backbones))["scores"][0]
+            members[self._columns(gate.members)] = scores
+            if (average := float(scores.mean())) < gate.threshold:
+                return members, gate.score(average, self.cascade.holds_from)
+        taken = self._taken(heard, needed)
+        members = np.where(np.isnan(taken), members, taken)
+        return members, float(members[self._columns(vote)].mean())
+
+    def _needed(self, vote: tuple[str, ...]) -> tuple[str, ...]:
         return self.bundle.backbones_of(self.bundle.members if set(vote) == set(self.bundle.vote) else vote)
 
-    def _score_rows(self, rows: Mapping[str, Array], needed: Sequence[str]) -> Array:
-        """Members' confidences from one channel's rows; NaN for those that listen to a backbone not among `needed`."""
-        features = self._features({name: self._backbones[name].front_end.finish(rows[name]) for name in needed})
-        for name in set(self.bundle.backbones) - set(needed):
-            features[name] = np.zeros((1, self.bundle.backbones[name].feature_size), np.float32)
-        scores = np.array(self._heads.call("score", features)["scores"][0])
-        unheard = [not set(self.bundle.backbones_of([name])) <= set(needed) for name in self.bundle.members]
-        scores[unheard] = np.nan
-        return scores
+    def _columns(self, members: Sequence[str]) -> list[int]:
+        return [self.bundle.members.index(name) for name in members]
 
-    def score_spectrograms(self, spectrograms: Mapping[str, Array]) -> Array:
-        """Members' confidences from one channel's finished spectrograms, (frames, bands) by backbone."""
-        return np.asarray(self._heads.call("score", self._features(spectrograms))["scores"][0])
+    def _taken(self, heard: Heard, needed: Sequence[str]) -> Array:
+        """All members' confidences; NaN for those that listen to a backbone not among `needed`."""
+        sizes = {name: entry.feature_size for name, entry in self.bundle.backbones.items() if name not in needed}
+        unheard = {name: np.zeros((1, size), np.float32) for name, size in sizes.items()}
+        scores = np.array(self._heads.call("score", {**heard.features(needed), **unheard})["scores"][0])
+        scores[[not set(self.bundle.backbones_of([name])) <= set(needed) for name in self.bundle.members]] = np.nan
+        return scores
 
     def explain(self, window: Window, channel: int) -> dict[str, tuple[Array, Array]]:
         """What each backbone heard on one channel, and what of it speaks for the vote's `orca` confidence.
@@ -107,13 +172,15 @@ class Ensemble:
         relevance of all backbones together adds up to the channel's score; a backbone that nothing of the vote listens
         to, or where nothing speaks for orca, has zeros.
         """
-        rows = {name: found[channel] for name, found in window.rows.items()}
-        spectrograms = {name: self._backbones[name].front_end.finish(found) for name, found in rows.items()}
-        relevance = self._heads.call("explain", self._features(spectrograms))
+        heard = Heard(self._backbones, {name: found[channel] for name, found in window.rows.items()})
+        relevance = self._heads.call("explain", self._all(heard))
         return {
-            name: (rows[name], self._spread(name, spectrogram, relevance[name][0]))
-            for name, spectrogram in spectrograms.items()
+            name: (window.rows[name][channel], self._spread(name, heard.spectrogram(name), relevance[name][0]))
+            for name in self._backbones
         }
+
+    def _all(self, heard: Heard) -> dict[str, Array]:
+        return heard.features(tuple(self._backbones))
 
     def _spread(self, name: str, spectrogram: Array, relevance: Array) -> Array:
         """Relevance of a backbone's features on its window's rows."""
@@ -121,6 +188,3 @@ class Ensemble:
             front_end = self.bundle.backbones[name].front_end
             return np.zeros((front_end.frames, front_end.shape[1]), np.float32)
         return self._backbones[name].explain(spectrogram, relevance)
-
-    def _features(self, spectrograms: Mapping[str, Array]) -> dict[str, Array]:
-        return {name: self._backbones[name].features(patch)[None] for name, patch in spectrograms.items()}

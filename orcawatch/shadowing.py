@@ -89,6 +89,7 @@ class Beside:
         from .daemon import rules_of
 
         self._builder.rules = rules_of(bundle, settings)
+        self.ensemble.cascade = bundle.cascade
 
     def detected(self, detection: Detection) -> None:
         """The first bundle detected something: what the shadow says of that span is written, too."""

@@ -41,6 +41,7 @@ class FakeEnsemble:
             "manifest": {"name": "fake", "digest": "0" * 64, "files": {}},
         }
         self.bundle = Bundle(**{**settings, **changes})  # type: ignore[arg-type]
+        self.cascade = self.bundle.cascade
 
     def score(
         self, window: Window, columns: Sequence[int] | None = None, vote: Sequence[str] | None = None

@@ -63,6 +63,7 @@ start_threshold: 0.7
 stop_threshold: 0.5
 events: {merge_gap_s: 2, min_duration_s: 0.1, max_duration_s: 60}
 clips: {pre_roll_s: 1, post_roll_s: 3, format: wav}
+cascade: false
 snapshots: false
 levels: {every_s: 10}
 duty: {on_s: 600, every_s: 3600}

@@ -26,6 +26,7 @@ OTHER: dict[str, Any] = {
     "start_threshold": 0.8,
     "stop_threshold": 0.6,
     "snapshots": False,
+    "cascade": False,
     "heartbeat_s": 60.0,
     "events.merge_gap_s": 2.0,
     "events.min_duration_s": 0.5,

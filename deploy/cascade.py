@@ -1,0 +1,271 @@
+"""The cascade of a bundle, chosen on the devel windows: cheap backbones first, the heavier ones where they can matter.
+
+After the cheapest backbones a *gate* takes the average confidence of members that need no others. Where that is below
+the gate's threshold the vote is not taken on this channel (see `orcawatch.cascade.Gate`). Chosen are, for every stage,
+the members and the threshold that stop most windows while, of the windows whose full vote is at or above the stop
+threshold of events, at most a stated share (`--most-lost`) is stopped: not the share that was counted, but the upper
+end of its 95 % interval, recordings resampled. Of all ways to lay out stages the one is taken that costs the least time
+on noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..cascade import Cascade, Gate
+from ..errors import TrainingError
+from ..metrics import clip_highest, clip_means, paired_differences, recording_folds, resamples, roc_auc
+
+Floats = NDArray[np.floating[Any]]
+Flags = NDArray[np.bool_]
+MARGIN = 1e-3  # below the lowest score to pass: interpreters differ by up to 3e-4
+DRAWS = 2000
+FOLDS = 5
+LEAST_STOPPED = 10  # windows, for a line through them
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The windows that a cascade is chosen on.
+
+    Attributes
+    ----------
+    members : names of the columns of `scores`.
+    scores : confidences, shape (windows, members).
+    vote : the full vote, shape (windows,).
+    backbones_of : the backbones that a member listens to.
+    needed : the backbones that the vote listens to.
+    milliseconds : per window, by backbone.
+    orca : True for windows of orca clips, shape (windows,).
+    recordings : of each window, shape (windows,).
+    stop : threshold at which events stop.
+    """
+
+    members: Sequence[str]
+    scores: Floats
+    vote: Floats
+    backbones_of: Mapping[str, Sequence[str]]
+    needed: Sequence[str]
+    milliseconds: Mapping[str, float]
+    orca: Flags
+    recordings: NDArray[Any]
+    stop: float
+
+    def part(self, kept: Flags) -> Scored:
+        """Some of the windows."""
+        cut = {name: getattr(self, name)[kept] for name in ("scores", "vote", "orca", "recordings")}
+        return replace(self, **cut)
+
+
+def choose(scored: Scored, most_lost: float) -> Cascade:
+    """The cascade that costs the least on noise; one without gates where none is cheaper than hearing everything.
+
+    Parameters
+    ----------
+    scored : the devel windows through the exported bundle.
+    most_lost : upper end of the share of called windows that all gates together may stop.
+    """
+    order = sorted(scored.milliseconds, key=lambda name: (scored.milliseconds[name], name))
+    stages = [tuple(order[:count]) for count in range(1, len(order)) if not set(scored.needed) <= set(order[:count])]
+    layouts = chain.from_iterable(combinations(stages, count) for count in range(len(stages) + 1))
+    found = [Cascade(_gates(scored, layout, most_lost), scored.stop) for layout in layouts]
+    return min(found, key=lambda cascade: (cost(scored, cascade, ~scored.orca), len(cascade.gates)))
+
+
+def _gates(scored: Scored, layout: Sequence[tuple[str, ...]], most_lost: float) -> tuple[Gate, ...]:
+    """A gate for each stage where one can be had; each may lose its part of what may be lost."""
+    gates: list[Gate] = []
+    for number, heard in enumerate(layout, 1):
+        passing = pass_gates(scored, gates) == len(gates)
+        gate = _gate(scored, heard, passing, most_lost * number / len(layout), f"gate_{len(gates) + 1}")
+        gates += [gate] if gate is not None else []
+    return tuple(gates)
+
+
+def _gate(scored: Scored, heard: tuple[str, ...], passing: Flags, most_lost: float, name: str) -> Gate | None:
+    """The members and the threshold that stop the most noise; None where nothing can be stopped."""
+    able = [one for one in scored.members if set(scored.backbones_of[one]) <= set(heard)]
+    groups = chain.from_iterable(combinations(able, count) for count in range(1, len(able) + 1))
+    found = [(group, threshold(scored, average(scored, group), passing, most_lost)) for group in groups]
+    stopped = {group: passing & (average(scored, group) < lowest) for group, lowest in found}
+    if not stopped:
+        return None
+    best, lowest = max(found, key=lambda one: (np.count_nonzero(stopped[one[0]] & ~scored.orca), -len(one[0])))
+    if np.count_nonzero(stopped[best]) < LEAST_STOPPED:
+        return None
+    return Gate(heard, best, name, lowest, *_line(average(scored, best)[stopped[best]], scored.vote[stopped[best]]))
+
+
+def average(scored: Scored, members: Sequence[str]) -> Floats:
+    """Mean confidence of these members, shape (windows,)."""
+    return np.asarray(scored.scores[:, [list(scored.members).index(name) for name in members]].mean(axis=1))
+
+
+def threshold(scored: Scored, averages: Floats, passing: Flags, most_lost: float) -> float:
+    """The highest threshold that keeps the bound, less `MARGIN`; -inf where no window is called.
+
+    Parameters
+    ----------
+    averages : of the gate's members, shape (windows,).
+    passing : the windows that came through the gates before; those that did not are lost already.
+    most_lost : upper end of the share lost, all gates together.
+    """
+    called = scored.vote >= scored.stop
+    if not called.any():
+        return -np.inf
+    candidates = np.sort(averages[called & passing])
+    low, high = 0, len(candidates) - 1  # the number of windows lost at this gate
+    while low < high:
+        middle = (low + high + 1) // 2
+        lost = called & (~passing | (averages < candidates[middle]))
+        low, high = (middle, high) if upper_share(lost, called, scored.recordings) <= most_lost else (low, middle - 1)
+    return float(candidates[low]) - MARGIN if len(candidates) else -np.inf
+
+
+def upper_share(lost: Flags, called: Flags, recordings: NDArray[Any]) -> float:
+    """Upper end of the 95 % interval of the share of called windows lost, recordings resampled (fixed seed)."""
+    _, index = np.unique(recordings[called], return_inverse=True)
+    number = np.bincount(index)
+    times = resamples(len(number), DRAWS, 0)
+    return float(np.percentile(times @ np.bincount(index, lost[called], len(number)) / (times @ number), 97.5))
+
+
+def _line(averages: Floats, votes: Floats) -> tuple[float, float]:
+    """Intercept and slope of the least-squares line, the slope at least 0."""
+    centred = averages - averages.mean(dtype=np.float64)
+    spread = float(centred @ centred)
+    slope = max(0.0, float(centred @ votes) / spread) if spread > 0 else 0.0
+    return float(votes.mean(dtype=np.float64) - slope * averages.mean(dtype=np.float64)), slope
+
+
+def pass_gates(scored: Scored, gates: Sequence[Gate]) -> NDArray[np.int64]:
+    """How many gates each window passes, shape (windows,)."""
+    passed = np.zeros(len(scored.vote), np.int64)
+    for number, gate in enumerate(gates):
+        passed += (passed == number) & (average(scored, gate.members) >= gate.threshold)
+    return passed
+
+
+def channel_scores(scored: Scored, cascade: Cascade) -> Floats:
+    """Score of each window under the cascade, shape (windows,)."""
+    passed, found = pass_gates(scored, cascade.gates), np.array(scored.vote, np.float64)
+    for number, gate in enumerate(cascade.gates):
+        stopped = passed == number
+        averages = average(scored, gate.members)[stopped]
+        found[stopped] = [gate.score(float(one), cascade.holds_from) for one in averages]
+    return found
+
+
+def cost(scored: Scored, cascade: Cascade, among: Flags) -> float:
+    """Mean milliseconds of backbones per window, of the windows in `among`."""
+    passed = pass_gates(scored, cascade.gates)[among]
+    heard = [set(gate.backbones) for gate in cascade.gates]
+    heard.append(set(scored.needed).union(*heard))
+    each = np.array([sum(scored.milliseconds[name] for name in names) for names in heard])
+    return float(each[passed].mean()) if len(passed) else float(each[-1])
+
+
+@dataclass(frozen=True)
+class Clips:
+    """The clips that the windows belong to.
+
+    Attributes
+    ----------
+    of_window : index of each window's clip, shape (windows,).
+    orca : True for orca clips, shape (clips,).
+    recordings : of each clip.
+    """
+
+    of_window: NDArray[np.int64]
+    orca: Flags
+    recordings: Sequence[str]
+
+    def means(self, windows: Floats) -> Floats:
+        """Mean over each clip's windows."""
+        return clip_means(windows, self.of_window, len(self.orca))
+
+    def found(self, windows: Floats, start: float) -> Flags:
+        """Orca clips with a window at or above `start`."""
+        return np.asarray(self.orca & (clip_highest(windows, self.of_window, len(self.orca)) >= start))
+
+
+def evidence(
+    scored: Scored,
+    cascade: Cascade,
+    cascaded: Floats,
+    clips: Clips,
+    start: float,
+    most_lost: float,
+    draws: int,
+    seed: int,
+) -> dict[str, Any]:
+    """What a cascade loses and saves on the devel split.
+
+    Parameters
+    ----------
+    scored : the windows with their full vote.
+    cascaded : their scores under the cascade, through the edge's own code, shape (windows,).
+    clips : of the windows.
+    start : threshold at which events start.
+    most_lost : the bound that the cascade was chosen for.
+    draws, seed : of the intervals.
+
+    Returns
+    -------
+    `most_lost`: the bound. `called`: windows with a full vote at or above the stop threshold; `lost`: those of them
+    that a gate stopped; `lost_upper`: upper end of that share's 95 % interval. `passed`: share of the windows of noise
+    and of orca clips that came through each gate. `recall`: orca clips that the full vote finds, and the cascade of
+    these.
+    `auc`, `auc_full`: ROC AUC of clips; `auc_loss`: their difference, with its interval by recording.
+    `left_out`: lost windows and loss of ROC AUC where each recording is judged by a cascade chosen without it; null
+    where there are too few recordings. `milliseconds`: of backbones, per window of noise, with and without the cascade.
+    """
+    passed, gates = pass_gates(scored, cascade.gates), len(cascade.gates)
+    called, full = scored.vote >= scored.stop, clips.means(scored.vote)
+    found = [clips.found(windows, start) for windows in (scored.vote, cascaded)]
+
+    def loss(windows: Floats) -> dict[str, Any]:
+        means = clips.means(windows)[None]
+        return asdict(paired_differences(full, means, clips.orca, clips.recordings, draws, seed)[0])
+
+    def through(kind: Flags) -> list[float]:
+        return [float((passed[kind] > number).mean()) for number in range(gates)]
+
+    apart = left_out(scored, clips, most_lost)
+    return {
+        "most_lost": most_lost,
+        "called": int(called.sum()),
+        "lost": int((called & (passed < gates)).sum()),
+        "lost_upper": upper_share(called & (passed < gates), called, scored.recordings),
+        "passed": {"noise": through(~scored.orca), "orca": through(scored.orca)},
+        "recall": {"full": int(found[0].sum()), "cascade": int((found[0] & found[1]).sum())},
+        "auc": roc_auc(clips.means(cascaded), clips.orca),
+        "auc_full": roc_auc(full, clips.orca),
+        "auc_loss": loss(cascaded),
+        "left_out": None
+        if apart is None
+        else {"lost": int((called & (apart < scored.stop)).sum()), "auc_loss": loss(apart)},
+        "milliseconds": {
+            "full": cost(scored, Cascade(), ~scored.orca),
+            "cascade": cost(scored, cascade, ~scored.orca),
+        },
+    }
+
+
+def left_out(scored: Scored, clips: Clips, most_lost: float) -> Floats | None:
+    """Scores under cascades that were chosen without the window's recording, shape (windows,); None with too few."""
+    try:
+        fold = recording_folds(clips.orca, clips.recordings, FOLDS)[clips.of_window]
+    except TrainingError:
+        return None
+    found = np.empty(len(scored.vote))
+    for number in np.unique(fold):
+        inside = fold == number
+        found[inside] = channel_scores(scored.part(inside), choose(scored.part(~inside), most_lost))
+    return found

@@ -1,0 +1,131 @@
+"""The cascade: cheap backbones first on every channel, the heavier ones only where they can change the outcome.
+
+`orcawatch.deploy.cascade` chooses it, the manifest holds it with its evidence, `orcawatch.ensemble` follows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One stage of the cascade: after the cheap backbones, whether the heavier ones can matter on this channel.
+
+    Where the average confidence of `members` is below `threshold`, the vote is not taken: the channel's score is
+    `intercept + slope * average`, kept below the threshold at which events stop, so that no event starts or goes on.
+
+    Attributes
+    ----------
+    backbones : heard by then, the cheapest first.
+    members : whose confidences are averaged; they need none but these backbones.
+    signature : of the heads' file: features of `backbones` -> confidences of `members`.
+    threshold : of the average, chosen by `orcawatch.deploy.cascade`.
+    intercept, slope : the line through the vote of the channels that were stopped here.
+    """
+
+    backbones: tuple[str, ...]
+    members: tuple[str, ...]
+    signature: str
+    threshold: float
+    intercept: float
+    slope: float
+
+    def score(self, average: float, below: float) -> float:
+        """The channel's score where the gate stops it: 0 or more, and less than `below`."""
+        return float(
+            min(max(self.intercept + self.slope * average, 0.0), np.nextafter(np.float32(below), np.float32(0)))
+        )
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """Cheap backbones first on every channel, the heavier ones only where they can change the outcome.
+
+    Attributes
+    ----------
+    gates : one after the other, each with more backbones than the one before; none where everything is heard.
+    holds_from : the lowest stop threshold for which the gates were chosen.
+    """
+
+    gates: tuple[Gate, ...] = ()
+    holds_from: float = 0.0
+
+
+def cascade_from(found: Mapping[str, Any] | None) -> Cascade:
+    """The cascade that a manifest describes; one without gates where it describes none."""
+    if found is None:
+        return Cascade()
+    gates = [
+        Gate(
+            tuple(entry["backbones"]),
+            tuple(entry["members"]),
+            str(entry["signature"]),
+            float(entry["threshold"]),
+            float(entry["intercept"]),
+            float(entry["slope"]),
+        )
+        for entry in found["gates"]
+    ]
+    return Cascade(tuple(gates), float(found["holds_from"]))
+
+
+def check_cascade(
+    cascade: Cascade,
+    members: Sequence[str],
+    backbones: Sequence[str],
+    backbones_of: Callable[[Sequence[str]], Sequence[str]],
+) -> None:
+    """Raise ValueError where gates do not fit each other, or the bundle's members and backbones."""
+    heard = set[str]()
+    for gate in cascade.gates:
+        if not heard < set(gate.backbones) < set(backbones):
+            raise ValueError(
+                f"each gate of the cascade must hear more of {list(backbones)} than the one before, and not all of "
+                f"them; not {list(gate.backbones)} after {sorted(heard)}"
+            )
+        heard = set(gate.backbones)
+        if not gate.members or not set(gate.members) <= set(members):
+            raise ValueError(f"a gate must name members of {list(members)}, not {list(gate.members)}")
+        if not set(backbones_of(gate.members)) <= heard:
+            raise ValueError(f"{list(gate.members)} need other backbones than their gate's {sorted(heard)}")
+        if not all(np.isfinite([gate.threshold, gate.intercept, gate.slope])) or gate.slope < 0:
+            raise ValueError("a gate's threshold, intercept and slope must be finite, and the slope at least 0")
+
+
+def cascade_lines(found: Mapping[str, Any] | None) -> Iterator[str]:
+    """A manifest's cascade in words, with its evidence."""
+    if found is None:
+        yield "none: every backbone is heard on every window"
+        return
+    for gate in found["gates"]:
+        yield (
+            f"{' + '.join(gate['backbones'])} first: on from {gate['threshold']:.4f} of {' + '.join(gate['members'])}"
+        )
+    if shown := found.get("evidence"):
+        yield from _evidence_lines(shown)
+
+
+def _evidence_lines(shown: Mapping[str, Any]) -> Iterator[str]:
+    loss, time, recall = shown["auc_loss"], shown["milliseconds"], shown["recall"]
+    passed = {kind: ", ".join(f"{share:.1%}" for share in shares) for kind, shares in shown["passed"].items()}
+    yield f"devel: {passed['noise']} of the windows of noise go on, {passed['orca']} of those of orca clips"
+    yield (
+        f"devel: {shown['lost']} of {shown['called']} called windows lost, at most {shown['lost_upper']:.2%} "
+        f"(95 %, by recording; bound {shown['most_lost']:.0%}); clips found {recall['cascade']} of {recall['full']}"
+    )
+    yield (
+        f"devel: ROC AUC {shown['auc']:.4f}, of the full vote {shown['auc_full']:.4f}; "
+        f"loss {loss['value']:+.4f} ({loss['low']:+.4f} to {loss['high']:+.4f})"
+    )
+    if apart := shown["left_out"]:
+        one = apart["auc_loss"]
+        yield (
+            f"devel, chosen without the recording: {apart['lost']} called windows lost, "
+            f"ROC AUC loss {one['value']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f})"
+        )
+    yield f"backbones take {time['cascade']:.2f} ms a window of noise, without the cascade {time['full']:.2f} ms"

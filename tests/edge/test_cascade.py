@@ -1,0 +1,101 @@
+"""The cascade's frame on the edge; what it computes is tested in tests/train/deploy, where bundles with one are made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orcawatch.cascade import Cascade, Gate, cascade_from, cascade_lines, check_cascade
+from orcawatch.config import Settings, overridden
+from orcawatch.daemon import Shared, warn_of_cascade
+
+GATE = Gate(("cheap",), ("cheap_neg",), "gate_1", 0.02, -0.01, 2.0)
+CASCADE = Cascade((GATE,), 0.3)
+NEEDS = {"cheap_neg": ("cheap",), "cheap": ("cheap",), "fusion": ("cheap", "heavy")}
+EVIDENCE = {
+    "most_lost": 0.01, "called": 263, "lost": 2, "lost_upper": 0.0091, "passed": {"noise": [0.2], "orca": [0.61]},
+    "recall": {"full": 45, "cascade": 44}, "auc": 0.9466, "auc_full": 0.9463,
+    "auc_loss": {"value": -0.0003, "low": -0.001, "high": 0.0012},
+    "left_out": {"lost": 5, "auc_loss": {"value": 0.0004, "low": -0.0011, "high": 0.0023}},
+    "milliseconds": {"full": 25.7, "cascade": 6.49},
+}  # fmt: skip
+
+
+def backbones_of(members: Any) -> tuple[str, ...]:
+    return tuple({name: None for member in members for name in NEEDS[member]})
+
+
+@pytest.mark.parametrize(
+    ("average", "score"), [(0.001, 0.0), (0.02, 0.03), (0.1, 0.19), (0.9, 0.3), (float("inf"), 0.3)]
+)
+def test_a_stopped_channel_scores_on_the_line_below_the_stop_threshold(average: float, score: float) -> None:
+    found = GATE.score(average, 0.3)
+    assert found == pytest.approx(score, abs=1e-6) and 0 <= found < 0.3
+
+
+def test_a_manifest_without_a_cascade_has_none() -> None:
+    assert cascade_from(None) == Cascade() and list(cascade_lines(None)) == [
+        "none: every backbone is heard on every window"
+    ]
+    described = {"gates": [vars(GATE)], "holds_from": 0.3}
+    assert cascade_from(described) == CASCADE
+    assert list(cascade_lines(described)) == ["cheap first: on from 0.0200 of cheap_neg"]
+
+
+def test_the_evidence_is_told() -> None:
+    assert list(cascade_lines({"gates": [vars(GATE)], "evidence": EVIDENCE})) == [
+        "cheap first: on from 0.0200 of cheap_neg",
+        "devel: 20.0% of the windows of noise go on, 61.0% of those of orca clips",
+        "devel: 2 of 263 called windows lost, at most 0.91% (95 %, by recording; bound 1%); clips found 44 of 45",
+        "devel: ROC AUC 0.9466, of the full vote 0.9463; loss -0.0003 (-0.0010 to +0.0012)",
+        "devel, chosen without the recording: 5 called windows lost, ROC AUC loss +0.0004 (-0.0011 to +0.0023)",
+        "backbones take 6.49 ms a window of noise, without the cascade 25.70 ms",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gates", "told"),
+    [
+        ([GATE, GATE], "more of"),
+        ([Gate(("cheap", "heavy"), ("cheap",), "g", 0, 0, 0)], "not all of them"),
+        ([Gate(("cheap",), ("other",), "g", 0, 0, 0)], "must name members"),
+        ([Gate(("cheap",), ("fusion",), "g", 0, 0, 0)], "need other backbones"),
+        ([Gate(("cheap",), ("cheap",), "g", float("nan"), 0, 0)], "finite"),
+        ([Gate(("cheap",), ("cheap",), "g", 0, 0, -1)], "at least 0"),
+    ],
+)
+def test_gates_that_do_not_fit_are_refused(gates: list[Gate], told: str) -> None:
+    check_cascade(CASCADE, tuple(NEEDS), ("cheap", "heavy"), backbones_of)
+    with pytest.raises(ValueError, match=told):
+        check_cascade(Cascade(tuple(gates), 0.3), tuple(NEEDS), ("cheap", "heavy"), backbones_of)
+
+
+@pytest.mark.parametrize(
+    ("settings", "gates", "warned"),
+    [
+        (Settings(), 1, False),
+        (Settings(start_threshold=0.9, stop_threshold=0.3), 1, False),
+        (Settings(stop_threshold=0.29), 0, True),
+        (Settings(cascade=False), 0, False),
+        (Settings(cascade=False, stop_threshold=0.1), 0, False),
+    ],
+)
+def test_a_lower_stop_threshold_takes_it_away_and_that_is_told(
+    make_ensemble: Any, settings: Settings, gates: int, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = {"name": "fake", "digest": "0", "files": {}, "cascade": {"gates": []}}
+    bundle = make_ensemble(cascade=CASCADE, manifest=manifest).bundle
+    changed = overridden(bundle, settings)
+    warn_of_cascade(changed, settings)
+    assert len(changed.cascade.gates) == gates
+    assert ("every backbone is heard on every window" in caplog.text) == warned
+    assert overridden(changed, Settings()).cascade.holds_from == 0.3
+
+
+def test_a_running_ensemble_takes_another(make_ensemble: Any) -> None:
+    ensemble = make_ensemble(cascade=CASCADE)
+    shared = Shared(ensemble)
+    assert shared.cascade == CASCADE
+    shared.cascade = Cascade((), 0.3)
+    assert ensemble.cascade.gates == ()

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from orcawatch.bundle import load_bundle, manifest_digest
+from orcawatch.cascade import Cascade
+from orcawatch.config import Settings, overridden
+from orcawatch.deploy import cascade as cascades
+from orcawatch.deploy.build import build_bundle, plan_bundle, verify_bundle
+from orcawatch.deploy.cascade import Clips, Scored, choose
+from orcawatch.deploy.cli import deploy
+from orcawatch.deploy.run import Run
+from orcawatch.ensemble import Ensemble
+from orcawatch.errors import BundleError, InputError
+from orcawatch.records import Window
+from orcawatch.spectrogram import FrontEnd
+
+VOTE = ("small_mel_neg", "small_power", "fusion_neg")
+STOP = 0.5
+CLIPS, WINDOWS = 200, 800
+
+
+def scored(seed: int = 0, noise: float = 0.05) -> Scored:
+    """Devel windows where the cheap backbone's second member tells of the vote, and its first one nothing."""
+    generator = np.random.default_rng(seed)
+    orca = np.repeat(np.arange(CLIPS) % 4 == 0, WINDOWS // CLIPS)
+    vote = np.clip(np.where(orca, 0.8, 0.1) + generator.normal(0, 0.1, WINDOWS), 0, 1)
+    cheap = np.clip(vote + generator.normal(0, noise, WINDOWS), 0, 1)
+    table = np.stack([generator.random(WINDOWS), cheap, vote, vote], axis=1)
+    return Scored(
+        ("blind", "cheap", "middle", "heavy"),
+        table,
+        vote,
+        {"blind": ["a"], "cheap": ["a"], "middle": ["a", "b"], "heavy": ["a", "b", "c"]},
+        ["b", "c"],
+        {"c": 14.0, "a": 4.0, "b": 7.0},
+        orca,
+        np.repeat(np.arange(CLIPS) // 4, WINDOWS // CLIPS).astype(str),
+        STOP,
+    )
+
+
+def clips() -> Clips:
+    return Clips(np.arange(WINDOWS) // 4, np.arange(CLIPS) % 4 == 0, [str(k // 4) for k in range(CLIPS)])
+
+
+def test_the_cheapest_backbone_gates_with_the_member_that_tells() -> None:
+    found = choose(scored(), 0.01)
+    first = found.gates[0]
+    assert (first.backbones, first.members, found.holds_from) == (("a",), ("cheap",), STOP)
+    assert first.slope == pytest.approx(1, abs=0.3)
+    assert [gate.backbones for gate in found.gates] in ([("a",)], [("a",), ("a", "b")])
+
+
+@pytest.mark.parametrize("most_lost", [0.0, 0.01, 0.1])
+def test_the_bound_holds_and_is_used(most_lost: float) -> None:
+    windows = scored(noise=0.2)
+    found = choose(windows, most_lost)
+    called = windows.vote >= STOP
+    lost = called & (cascades.pass_gates(windows, found.gates) < len(found.gates))
+    assert cascades.upper_share(lost, called, windows.recordings) <= most_lost
+    assert bool(lost.any()) == (most_lost == 0.1)  # the bound counts the interval, so that little is lost under 1 %
+
+
+def test_the_upper_end_of_the_share_lost_is_that_of_resampled_recordings() -> None:
+    windows = scored()
+    called = windows.vote >= STOP
+    lost = called & (windows.recordings == "4")
+    names = sorted(set(windows.recordings[called].tolist()))
+    shares, generator = [], np.random.default_rng(3)
+    for _ in range(2000):
+        drawn = generator.choice(names, len(names))
+        counts = [
+            (np.sum(lost & (windows.recordings == one)), np.sum(called & (windows.recordings == one))) for one in drawn
+        ]
+        shares.append(sum(one for one, _ in counts) / sum(of for _, of in counts))
+    assert cascades.upper_share(lost, called, windows.recordings) == pytest.approx(
+        np.percentile(shares, 97.5), abs=0.01
+    )
+
+
+def test_scores_and_cost_are_those_of_a_plain_loop() -> None:
+    windows = scored(noise=0.2)
+    found = choose(windows, 0.05)
+    assert found.gates
+    expected, milliseconds = [], []
+    for k in range(WINDOWS):
+        score, spent = windows.vote[k], 25.0
+        for gate in found.gates:
+            average = np.mean([windows.scores[k, windows.members.index(name)] for name in gate.members])
+            if average < gate.threshold:
+                score = min(
+                    max(gate.intercept + gate.slope * average, 0), np.nextafter(np.float32(STOP), np.float32(0))
+                )
+                spent = {1: 4.0, 2: 11.0}[len(gate.backbones)]
+                break
+        expected.append(score)
+        milliseconds.append(spent)
+    np.testing.assert_allclose(cascades.channel_scores(windows, found), expected, rtol=1e-9)
+    noise = ~windows.orca
+    assert cascades.cost(windows, found, noise) == pytest.approx(np.array(milliseconds)[noise].mean())
+    assert cascades.cost(windows, found, noise) < cascades.cost(windows, Cascade(), noise) == 21
+
+
+def test_members_that_tell_nothing_make_no_cascade() -> None:
+    windows = scored()
+    blind = replace(
+        windows, scores=np.random.default_rng(1).random((WINDOWS, 4)), milliseconds={"a": 1.0, "b": 1.0, "c": 1.0}
+    )
+    found = choose(blind, 0.0)
+    assert all(gate.threshold < 0.2 for gate in found.gates)
+    silent = replace(windows, vote=np.zeros(WINDOWS))
+    assert choose(silent, 0.01).gates == ()  # nothing is called: there is nothing to hold a bound against
+
+
+def test_evidence_tells_what_is_lost() -> None:
+    windows = scored(noise=0.2)
+    found = choose(windows, 0.05)
+    cascaded = cascades.channel_scores(windows, found)
+    shown = cascades.evidence(windows, found, cascaded, clips(), 0.6, 0.05, draws=200, seed=1)
+    called = windows.vote >= STOP
+    assert shown["called"] == called.sum()
+    assert shown["lost"] == (called & (cascaded < STOP)).sum() and shown["lost_upper"] <= 0.05
+    assert shown["auc_full"] - shown["auc"] == pytest.approx(shown["auc_loss"]["value"])
+    assert shown["recall"]["cascade"] <= shown["recall"]["full"] <= CLIPS // 4
+    assert shown["left_out"]["lost"] >= 0 and shown["passed"]["noise"][0] < shown["passed"]["orca"][0]
+    few = Clips(clips().of_window, clips().orca, ["one"] * CLIPS)
+    assert cascades.evidence(windows, found, cascaded, few, 0.6, 0.05, draws=20, seed=1)["left_out"] is None
+
+
+@pytest.fixture(scope="module")
+def cascaded(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the tiny run, which may lose much: its networks know nothing."""
+    folder = tmp_path_factory.mktemp("cascade") / "bundle"
+    variants = dict.fromkeys(run.backbones, "float32")
+    build_bundle(run, folder, plan_bundle(run, variants, VOTE, most_lost=0.7))
+    return folder
+
+
+def test_a_bundle_holds_its_cascade_with_its_evidence(run: Run, cascaded: Path) -> None:
+    bundle = load_bundle(cascaded)
+    (gate,) = bundle.cascade.gates
+    assert bundle.cascade.holds_from == bundle.stop_threshold
+    assert len(gate.backbones) == 1 and set(bundle.backbones_of(gate.members)) == set(gate.backbones)
+    assert set(bundle.members) == {*VOTE, *gate.members}
+    shown = bundle.manifest["cascade"]["evidence"]
+    assert shown["most_lost"] == 0.7 and shown["lost_upper"] <= 0.7
+    assert shown["milliseconds"]["cascade"] <= shown["milliseconds"]["full"]
+    assert f"ROC AUC {shown['auc']:.4f}" in (cascaded / "model-card.md").read_text()
+    verified = verify_bundle(run, cascaded)
+    assert verified.auc["cascade"].value == pytest.approx(shown["auc"])
+
+
+def windows_of(folder: Path) -> list[Window]:
+    """Noise from flat to peaked, and the lower bands alone: what the tiny networks say of it differs widely."""
+    bundle, generator = load_bundle(folder), np.random.default_rng(5)
+
+    def rows(front_end: FrontEnd, power: float, share: float) -> np.ndarray:
+        found = generator.random((4, front_end.frames, front_end.shape[1]), np.float32) ** power
+        found[:, :, int(share * found.shape[2]) :] *= 1e-6
+        return found.astype(np.float32)
+
+    kinds = [(power, share) for power in (0.1, 1, 5, 30) for share in (0.1, 0.3, 0.6, 0.9, 1)]
+    return [
+        Window(0, 1, {name: rows(one.front_end, *kind) for name, one in bundle.backbones.items()}) for kind in kinds
+    ]
+
+
+def test_the_edge_follows_the_cascade_as_it_is_defined(cascaded: Path) -> None:
+    """Where a channel passes, its score is the full vote; where not, the line, and the heavy backbone is not run."""
+    bundle = load_bundle(cascaded)
+    (gate,) = bundle.cascade.gates
+    columns = [[bundle.members.index(name) for name in names] for names in (gate.members, bundle.vote)]
+    whole, ensemble = Ensemble(bundle), Ensemble(bundle)
+    whole.cascade = Cascade()
+    (heavy,) = set(bundle.backbones) - set(gate.backbones)
+    runs = []
+    features = ensemble._backbones[heavy].features
+    ensemble._backbones[heavy].features = lambda patch: runs.append(1) or features(patch)  # type: ignore[method-assign,assignment,func-returns-value]
+    stopped = 0
+    for window in windows_of(cascaded):
+        full, found = whole.score(window), ensemble.score(window)
+        for channel in range(4):
+            average = full.member_scores[channel, columns[0]].mean()
+            if average >= gate.threshold:
+                np.testing.assert_allclose(found.member_scores[channel], full.member_scores[channel], atol=1e-6)
+                assert found.channel_scores[channel] == pytest.approx(full.channel_scores[channel], abs=1e-6)
+            else:
+                stopped += 1
+                assert found.channel_scores[channel] == pytest.approx(
+                    gate.score(average, bundle.stop_threshold), abs=1e-5
+                )
+                assert found.channel_scores[channel] < bundle.stop_threshold
+                unheard = [heavy in bundle.backbones_of([name]) for name in bundle.members]
+                assert np.isnan(found.member_scores[channel, unheard]).all()
+        assert found.score == np.nanmax(found.channel_scores)
+    assert 0 < stopped < 80 and len(runs) == 80 - stopped
+
+
+def test_thresholds_below_those_of_the_cascade_take_it_away(cascaded: Path) -> None:
+    bundle = load_bundle(cascaded)
+    assert overridden(bundle, Settings()).cascade == bundle.cascade
+    assert overridden(bundle, Settings(cascade=False)).cascade.gates == ()
+    lower = bundle.stop_threshold * 0.9
+    assert overridden(bundle, Settings(stop_threshold=lower)).cascade.gates == ()
+    assert overridden(bundle, Settings(start_threshold=1.0)).cascade == bundle.cascade
+
+
+def test_inspect_and_the_maker_show_it(run: Run, cascaded: Path, tmp_path: Path) -> None:
+    arguments = ["bundle", str(run.root), str(tmp_path / "b"), "--quantization", "float32", "--most-lost", "0.7"]
+    done = CliRunner().invoke(deploy, arguments, catch_exceptions=False)
+    assert "cascade: backbones take" in done.output
+    none = CliRunner().invoke(deploy, [*arguments[:2], str(tmp_path / "c"), "--no-cascade"], catch_exceptions=False)
+    assert "cascade: none: every backbone is heard on every window" in none.output
+    assert "cascade" not in load_bundle(tmp_path / "c").manifest
+
+
+def test_a_gate_may_be_a_backbone_outside_the_vote(run: Run, tmp_path: Path) -> None:
+    variants, alone = dict.fromkeys(run.backbones, "float32"), ("small_power",)
+    build_bundle(run, tmp_path / "b", plan_bundle(run, variants, alone, most_lost=0.9, gates=["small_mel"]))
+    bundle = load_bundle(tmp_path / "b")
+    assert bundle.vote == alone
+    assert set(bundle.backbones) == ({"small_mel", "small_power"} if bundle.cascade.gates else {"small_power"})
+    with pytest.raises(InputError, match=r"gates are backbones of the run, .*; not \['other'\]"):
+        plan_bundle(run, variants, alone, most_lost=0.1, gates=["other"])
+    with pytest.raises(InputError, match="without one"):
+        plan_bundle(run, variants, alone, gates=["small_mel"])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"backbones": ["small_mel", "small_power"]}, "must hear more"),
+        ({"backbones": []}, "must hear more"),
+        ({"members": []}, "a gate must name members"),
+        ({"members": ["none_such"]}, "a gate must name members"),
+        ({"members": ["fusion_neg"]}, "need other backbones"),
+        ({"slope": -1.0}, "must be finite"),
+        ({"threshold": None}, "lacks or garbles"),
+        ({"signature": "nothing"}, "has no signature"),
+    ],
+)
+def test_a_cascade_that_does_not_fit_is_refused(
+    cascaded: Path, tmp_path: Path, change: dict[str, object], told: str
+) -> None:
+    import shutil
+
+    shutil.copytree(cascaded, tmp_path / "b")
+    path = tmp_path / "b" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["cascade"]["gates"][0] |= change
+    path.write_text(json.dumps({**manifest, "digest": manifest_digest(manifest)}))
+    with pytest.raises(BundleError, match=told):
+        Ensemble(load_bundle(tmp_path / "b"))
