@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class Bundle:
     start_threshold: float
     stop_threshold: float
     manifest: Mapping[str, Any]
-    cascade: Cascade = Cascade()
+    cascade: Cascade = field(default_factory=Cascade)
 
     @property
     def digest(self) -> str:

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from . import recovery
 from .bundle import Bundle
-from .cascade import Cascade
 from .bundles import InForce, in_force
 from .capture import Source
+from .cascade import Cascade
 from .channels import check_hydrophones
 from .clock import Clocks, Timekeeper
 from .config import Settings, overridden
