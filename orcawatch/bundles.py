@@ -88,9 +88,20 @@ def installed(output: Path) -> Iterator[tuple[str, Path]]:
     It ends before a link that leads to the bundle that comes with orcawatch.
     """
     places = {origin: output / FOLDER / origin for origin in (CURRENT, PREVIOUS)}
-    there = [origin for origin, link in places.items() if os.path.lexists(link)]
+    there = [origin for origin, link in places.items() if is_there(link)]
     for origin in dict.fromkeys([CURRENT, *there] if there else []):
-        link = places[origin]
-        if link.is_symlink() and str(link.readlink()) == OF_OURS:
+        found = Path(os.path.realpath(places[origin]))
+        if found == places[origin].parent.resolve() / OF_OURS:
             return
-        yield origin, Path(os.path.realpath(link))
+        yield origin, found
+
+
+def is_there(link: Path) -> bool:
+    """Whether there is such a link; one in a folder that may not be looked into is taken to be, so that it is told."""
+    try:
+        link.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass
+    return True

@@ -23,7 +23,7 @@ from typing import Any, Callable
 
 from .bundle import SHIPPED, Bundle, load_bundle
 from .bundles import CURRENT, DIGEST_CHARACTERS, FOLDER, OF_OURS, PREVIOUS, Fits, InForce, nothing, usable
-from .durable import PARTIAL, make_folder, sync_folder, write_bytes
+from .durable import PARTIAL, Complaint, make_folder, sync_folder, write_bytes
 from .errors import BundleError, InputError, OrcawatchError
 from .trial import Trial, trial_of
 from .unpacking import stage
@@ -35,7 +35,10 @@ LINKS = (CURRENT, PREVIOUS, SHADOW)
 HISTORY = "history.jsonl"
 TRIAL = "shadow.json"
 LOCK = "lock"
+INCOMING, DAMAGED = "incoming", "damaged"
 NAME_CHARACTERS = 40  # of a bundle's name in the name of its folder
+NAMED = re.compile(f".+-[0-9a-f]{{{DIGEST_CHARACTERS}}}")  # by `folder_name`
+KEYS = {"utc", "who", "action", "bundle"}  # of every entry of the history
 FOLDER_MODE, FILE_MODE = 0o755, 0o644  # the service's user reads what root has installed
 
 
@@ -74,6 +77,7 @@ class Shelf:
         self.folder = output / FOLDER
         self._output = output
         self._now = now
+        self._complaint = Complaint(log)
 
     def target(self, link: str) -> str | None:
         """Name of the folder that a link leads to, or `shipped`; None where there is no such link."""
@@ -96,13 +100,14 @@ class Shelf:
             found = trial_of((self.folder / TRIAL).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as fault:
-            log.warning("%s cannot be read: %s; install the shadow again", self.folder / TRIAL, fault)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
+            self._complaint.say(f"{self.folder / TRIAL} cannot be read: {fault}; install the shadow again")
             return None
+        self._complaint.end(f"{self.folder / TRIAL} can be read again")
         return found if found.folder == self.target(SHADOW) else None  # a change of shadows was cut short
 
     def history(self) -> list[dict[str, Any]]:
-        """What was done, oldest first; a line that the power cut short is passed over."""
+        """What was done, oldest first; a line that the power cut short, or that is no entry, is passed over."""
         try:
             lines = (self.folder / HISTORY).read_bytes().splitlines()
         except FileNotFoundError:
@@ -110,8 +115,8 @@ class Shelf:
         entries = []
         for line in lines:
             with suppress(ValueError):
-                entries.append(dict(json.loads(line)))
-        return entries
+                entries.append(json.loads(line))
+        return [entry for entry in entries if isinstance(entry, dict) and entry.keys() >= KEYS]
 
     def listed(self) -> list[Listed]:
         """Every installed bundle, those in use first."""
@@ -124,9 +129,9 @@ class Shelf:
 
     def _listed(self, name: str, roles: Mapping[str, str | None], utc: str | None) -> Listed:
         folder = self._place(name)
-        size_b = sum(file.stat().st_size for file in folder.iterdir())
-        bundle, fault = None, ""
+        size_b, bundle, fault = 0, None, ""
         try:
+            size_b = sum(file.lstat().st_size for file in folder.iterdir())
             bundle = load_bundle(folder)
         except (OrcawatchError, OSError) as found:
             fault = str(found)
@@ -272,7 +277,7 @@ class Shelf:
         if not self.folder.is_dir():
             make_folder(self.folder)
             self.folder.chmod(FOLDER_MODE)
-            self._give(self.folder)
+        self._give(self.folder)  # each time: whoever made it may have been killed before this
 
     def _states_differ(self) -> bool:
         """Whether the links are others than the history's last entry says."""
@@ -280,7 +285,10 @@ class Shelf:
         return bool(entries) and any(entries[-1].get(link) != self.target(link) for link in LINKS)
 
     def _log(self, action: str, bundle: str, after: Mapping[str, str | None], **more: Any) -> None:
-        """Enter a change, with the links as they are to be after it, before it is made."""
+        """Enter a change, with the links as they are to be after it, before it is made.
+
+        A full disk keeps nobody from going back: then the next change enters what it finds.
+        """
         entry = {
             "utc": self._now().isoformat(),
             "who": who(),
@@ -289,13 +297,18 @@ class Shelf:
             **{link: after.get(link, self.target(link)) for link in LINKS},
             **more,
         }
-        append(self.folder / HISTORY, json.dumps(entry, ensure_ascii=False))
-        self._give(self.folder / HISTORY)
+        try:
+            append(self.folder / HISTORY, json.dumps(entry, ensure_ascii=False))
+            self._give(self.folder / HISTORY)
+        except OSError as fault:
+            if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            log.warning("the history does not say so, for the disk is full: %s %s", action, bundle)
 
     def _put_in_place(self, path: Path, fits: Fits) -> str:
         """Copy or unpack a bundle, look whether it is whole and fits, and give it its name; that name."""
         self._clear()
-        incoming = self.folder / f"incoming{PARTIAL}"
+        incoming = self.folder / f"{INCOMING}{PARTIAL}"
         try:
             incoming.mkdir()
             stage(path, incoming)
@@ -325,7 +338,7 @@ class Shelf:
         place = self.folder / name
         sync_folder(incoming)
         if os.path.lexists(place):
-            place.rename(self.folder / f"damaged{PARTIAL}")
+            place.rename(self.folder / f"{DAMAGED}{PARTIAL}")
         incoming.rename(place)
         sync_folder(self.folder)
 
@@ -357,14 +370,20 @@ class Shelf:
     def _prune(self) -> None:
         """Remove the bundles that no link leads to; one that is open stays readable for who has it open."""
         kept = {self.target(link) for link in LINKS}
-        for name in folders(self.folder):
-            if name not in kept and not name.endswith(PARTIAL):
-                (self.folder / name).rename(self.folder / f"{name}{PARTIAL}")
-        self._clear()
+        try:
+            for name in folders(self.folder):
+                if name not in kept and NAMED.fullmatch(name):
+                    (self.folder / name).rename(self.folder / f"{name}{PARTIAL}")
+            self._clear()
+        except OSError as fault:  # the change itself is made
+            log.warning("bundles that are not used any more cannot be removed: %s", fault)
 
     def _clear(self) -> None:
-        """Remove what is half there."""
+        """Remove what is half there; what others have put there is left alone."""
         for path in self.folder.glob(f"*{PARTIAL}"):
+            name = path.name[: -len(PARTIAL)]
+            if name not in (INCOMING, DAMAGED, TRIAL, *LINKS) and not NAMED.fullmatch(name):
+                continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:

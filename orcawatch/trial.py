@@ -32,11 +32,16 @@ class Trial:
 
 
 def trial_of(text: str) -> Trial:
-    """The reverse of `Trial.to_text`; raises ValueError, KeyError or TypeError where it is none."""
+    """The reverse of `Trial.to_text`; raises ValueError, KeyError, TypeError or AttributeError where it is none."""
     content = json.loads(text)
     until = content["until_utc"]
     times = {
         "since_utc": datetime.fromisoformat(content["since_utc"]),
         "until_utc": None if until is None else datetime.fromisoformat(until),
     }
-    return Trial(**{**content, **times})
+    found = Trial(**{**content, **times})
+    if any(moment is not None and moment.tzinfo is None for moment in times.values()):
+        raise ValueError("its times have no timezone")
+    if [type(found.folder), type(found.starts), type(found.fault)] != [str, int, str]:
+        raise ValueError("it holds values of other kinds")
+    return found

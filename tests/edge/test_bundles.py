@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gzip
 import io
@@ -147,6 +148,93 @@ def test_damaged_bundle_falls_back_loudly(
         place.note_fall_back(found)
     assert [entry["action"] for entry in place.history()] == ["install", "install", "fall back"]
     assert place.install(bundles["b"]).name == "b" and current(output) == "b"  # the cure
+
+
+def test_what_others_have_put_there_is_left_alone(bundles: dict[str, Path], output: Path) -> None:
+    """The folder `bundles` may have been somebody's own before."""
+    place = Shelf(output)
+    for name in ("mine", "new.partial"):
+        shutil.copytree(bundles["a"], place.folder / name)
+    assert place.install(place.folder / "mine").name == "a"
+    for name in "bc":
+        place.install(bundles[name])
+    assert place.install(place.folder / "mine").name == "a"
+    assert len(list((place.folder / "mine").iterdir())) == len(list((place.folder / "new.partial").iterdir())) == 4
+    assert sum(path.is_dir() and not path.is_symlink() for path in place.folder.iterdir()) == 4
+
+
+def test_folder_that_may_not_be_looked_into_is_a_fault(tmp_path: Path, bundles: dict[str, Path], output: Path) -> None:
+    """And not the same as nothing installed."""
+    Shelf(output).install(bundles["a"])
+    for path in (output, *output.parents):
+        if path.stat().st_uid == os.geteuid() and path != Path("/tmp"):
+            path.chmod(0o755)
+    (output / "bundles").chmod(0o700)
+    if os.geteuid() == 0:
+        os.seteuid(12345)
+    else:
+        (output / "bundles").chmod(0)
+    try:
+        found = in_force(Settings(output=output))
+    finally:
+        os.seteuid(os.getuid())
+        (output / "bundles").chmod(0o755)
+    assert found.origin == "shipped" and "ermission denied" in "".join(found.faults)
+
+
+def test_history_with_lines_that_are_no_entries(bundles: dict[str, Path], output: Path) -> None:
+    place = Shelf(output)
+    place.install(bundles["a"])
+    with (place.folder / "history.jsonl").open("ab") as file:
+        file.write(b'7\n[[1]]\nnull\n{"utc": 1}\n\0\0\n\xff\n')
+    place.install(bundles["b"])
+    assert [item.installed_utc is not None for item in place.listed()] == [True, True]
+    assert [entry["action"] for entry in place.history()] == ["install", "install"]
+
+
+def test_folder_that_vanishes_or_holds_a_broken_link_is_listed(bundles: dict[str, Path], output: Path) -> None:
+    place = Shelf(output)
+    place.install(bundles["a"])
+    (place.folder / "current" / "more").symlink_to("nowhere")
+    assert "more" in place.listed()[0].fault
+
+
+def test_full_disk_keeps_nobody_from_going_back(
+    bundles: dict[str, Path], output: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = Shelf(output)
+    place.install(bundles["a"])
+    place.install(bundles["b"])
+    place.install_shadow(bundles["c"], 1)
+
+    def full(path: Path, line: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shelf, "append", full)
+        assert place.rollback().name == "a" == current(output)
+        assert place.stop_shadow().startswith("c-") and place.target("shadow") is None
+    assert "the disk is full: rollback a-" in caplog.text
+    place.install(bundles["d"])
+    assert [entry["action"] for entry in place.history()][-2:] == ["found", "install"]
+
+
+def test_leftover_that_cannot_be_removed_does_not_hide_that_it_is_installed(
+    bundles: dict[str, Path], output: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = Shelf(output)
+    place.install(bundles["a"])
+    place.install(bundles["b"])
+    remove = shutil.rmtree
+
+    def refused(path: Path, ignore_errors: bool = False) -> None:
+        if path.name.startswith("a-"):
+            raise OSError(errno.EACCES, "Permission denied")
+        remove(path, ignore_errors)
+
+    monkeypatch.setattr(shelf.shutil, "rmtree", refused)
+    assert place.install(bundles["c"]).name == "c" == current(output)
+    assert "cannot be removed" in caplog.text
 
 
 def test_lost_link_and_unreadable_manifest_are_faults_too(bundles: dict[str, Path], output: Path) -> None:
@@ -357,6 +445,16 @@ def test_what_root_installs_belongs_to_whom_the_output_belongs_to(bundles: dict[
         assert (found.st_uid, found.st_gid) == (12345, 12345), path
         if stat.S_ISDIR(found.st_mode):
             assert stat.S_IMODE(found.st_mode) == 0o755, path
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_folder_of_an_installation_that_was_killed_right_away_is_given_away_at_the_next(
+    bundles: dict[str, Path], output: Path
+) -> None:
+    os.chown(output, 12345, 12345)
+    (output / "bundles").mkdir(0o700)
+    Shelf(output).install(bundles["a"])
+    assert (output / "bundles").stat().st_uid == 12345
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

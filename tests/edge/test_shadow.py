@@ -340,9 +340,28 @@ def test_nothing_was_shadowed(bay: Bay) -> None:
     assert bay.summary() is None
 
 
-def test_trial_file_that_is_damaged_is_no_shadow(bay: Bay) -> None:
-    bay.begin()
-    (bay.shelf.folder / "shadow.json").write_text(json.dumps({"folder": 1}))
-    assert bay.shelf.trial() is None
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"since_utc": None},
+        {"since_utc": 5},
+        {"until_utc": "2099-01-01T00:00:00"},
+        {"starts": "many"},
+        {"starts": None},
+        {"fault": None},
+        {"folder": []},
+        {"more": 1},
+    ],
+)
+def test_trial_file_that_is_damaged_is_no_shadow(
+    changes: dict[str, Any], bay: Bay, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And it is not told every few seconds."""
+    bay.begin(days=1)
+    path = bay.shelf.folder / "shadow.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    for _ in range(5):
+        assert bay.shelf.trial() is None
+    assert caplog.text.count("cannot be read") == 1
     bay.listen()
-    assert not bay.rows("SELECT id FROM shadowed")
+    assert not bay.rows("SELECT id FROM shadowed") and len(bay.rows("SELECT id FROM detections")) == 3
