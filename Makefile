@@ -22,9 +22,9 @@ boot: edge
 	@tests/packages.sh debootstrap systemd-container
 	$(EDGE)/python -m pytest -s tests/boot
 
-# What tests run against for real: a sound system, a broker, service managers.
+# What tests run against for real: a sound system, a broker, a proxy, service managers.
 parts:
-	@tests/packages.sh libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils mosquitto openssl systemd strace e2fsprogs chromium chromium-driver fonts-dejavu-core
+	@tests/packages.sh libportaudio2 libasound2-plugins pulseaudio pulseaudio-utils mosquitto nginx-light openssl systemd strace e2fsprogs chromium chromium-driver fonts-dejavu-core
 
 lint: edge
 	$(EDGE)/ruff check .

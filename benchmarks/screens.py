@@ -53,8 +53,9 @@ def main(folder: Path, names: list[str]) -> None:
 def pages(ids: dict[str, int]) -> dict[str, str]:
     """Addresses by name of the picture."""
     return {
-        "list": "/", "list-score": "/?sort=score", "list-nothing": "/?note=nothing", "effort": "/effort",
-        "status": "/status", "missing": "/detection/99999", "wrong": "/?score=high", "token": "/?token=wrong",
+        "list": "/", "list-score": "/?sort=score", "list-filtered": "/?score=0.5&verdict=none",
+        "list-nothing": "/?note=nothing", "effort": "/effort", "status": "/status", "missing": "/detection/99999",
+        "wrong": "/?score=high", "token": "/?token=wrong",
         **{f"detection-{name}": f"/detection/{id}" for name, id in ids.items()},
     }  # fmt: skip
 

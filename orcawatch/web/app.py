@@ -22,7 +22,9 @@ from .site import KEY, Site, site
 log = logging.getLogger(__name__)
 
 KINDS = ("text/html", "application/json")
-WORDS = (words.utc, words.clock, words.iso, words.day, words.duration, words.offset, words.tail, words.bearing)
+WORDS = (
+    words.utc, words.clock, words.iso, words.day, words.duration, words.offset, words.tail, words.bearing, words.unit,
+)  # fmt: skip
 MOST_BODY_B = 64 << 10
 STATIC_S = 3600  # a browser may keep style and scripts; their addresses change with the version
 TITLES = {

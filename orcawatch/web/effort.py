@@ -124,7 +124,7 @@ def level_chart(levels: Lines, asked: Range) -> Markup | None:
     if not values:
         return None
     middle, half = (max(values) + min(values)) / 2, max(LEAST_RANGE_DB, max(values) - min(values)) / 2 * 1.05
-    axes = Axes(asked.since, asked.until, middle - half, middle + half, levels.unit)
+    axes = Axes(asked.since, asked.until, middle - half, middle + half, words.unit(levels.unit))
     marks = "".join(charts.line(axes, points, f"h{place % 4}") for place, points in enumerate(levels.lines.values()))
     return charts.chart(axes, "Sound level of each hydrophone", marks, "medians")
 

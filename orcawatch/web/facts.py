@@ -91,7 +91,7 @@ def finite(value: float | None) -> float | None:
 def level(value_db: float | None, unit: str) -> str:
     """A level with its unit; empty where it was not measured."""
     known = finite(value_db)
-    return "" if known is None else f"{known:.1f} {unit}".replace("-", "\N{MINUS SIGN}", 1).replace("uPa", "µPa")
+    return "" if known is None else f"{known:.1f} {words.unit(unit)}".replace("-", "\N{MINUS SIGN}", 1)
 
 
 @dataclass(frozen=True)

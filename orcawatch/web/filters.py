@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 from ..errors import InputError
 
 NOT_REVIEWED = "none"
-VERDICTS = {NOT_REVIEWED: "not yet reviewed", "orca": "orca", "not_orca": "not orca", "unsure": "unsure"}
+VERDICTS = {NOT_REVIEWED: "not reviewed", "orca": "orca", "not_orca": "not orca", "unsure": "unsure"}
 SORTS = {"newest": "newest first", "oldest": "oldest first", "score": "highest score first"}
 LONGEST = 200  # characters of a text that is looked for
 

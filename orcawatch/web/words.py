@@ -55,3 +55,8 @@ def bearing(degrees: float | None, error_deg: float | None) -> str:
     if degrees is None:
         return UNKNOWN
     return f"{round(degrees) % 360}°" + ("" if error_deg is None else f" ± {error_deg:.{0 if error_deg >= 1 else 1}f}°")
+
+
+def unit(text: str) -> str:
+    """A unit as people write it; the database has only ASCII."""
+    return text.replace("uPa", "\N{MICRO SIGN}Pa")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
+import re
 import shutil
 import signal
 import sqlite3
@@ -106,6 +108,20 @@ def test_a_day_is_reviewed_by_keyboard_alone(browser: Browser, output: Path) -> 
     browser.go("/")
     assert NOTE in browser.find(".note").text
     assert browser.complaints() == [] and browser.strangers() == []
+
+
+def test_the_filtered_list_is_downloaded(browser: Browser, tmp_path: Path) -> None:
+    folder = tmp_path / "downloads"
+    browser.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
+    browser.go("/?score=0.5&sort=score")
+    count = int(browser.find("h1").text.split()[0])
+    browser.find("a[download]").click()
+    (file,) = wait_for(lambda: list(folder.glob("*.csv")))
+    assert re.fullmatch(r"orcawatch_2026-\d\d-\d\d_2026-\d\d-\d\d_detections\.csv", file.name)
+    with file.open(encoding="utf-8-sig", newline="") as text:
+        scores = [float(row["score"]) for row in csv.DictReader(text)]
+    assert 0 < len(scores) == count < 40 and scores == sorted(scores, reverse=True) and scores[-1] >= 0.5
+    assert browser.complaints() == []
 
 
 def test_sound_plays_and_the_playhead_keeps_step(browser: Browser) -> None:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from http.client import HTTPConnection
 from pathlib import Path
-from shutil import copy
 from threading import Thread
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from click.testing import CliRunner
@@ -55,7 +58,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def output(log: Path, tmp_path: Path) -> Path:
     (tmp_path / "out").mkdir()
-    copy(log, tmp_path / "out")
+    shutil.copy(log, tmp_path / "out")
     return tmp_path / "out"
 
 
@@ -394,3 +397,98 @@ def test_a_request_that_dribbles_in_is_ended(served: int) -> None:
             except OSError:
                 ended = True
         assert ended
+
+
+NGINX = """
+user root;
+daemon off;
+pid {folder}/pid;
+error_log {folder}/error.log;
+events {{}}
+http {{
+    access_log {folder}/access.log;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    {site}
+}}
+"""
+
+
+@contextmanager
+def nginx(folder: Path, site: str, port: int) -> Iterator[None]:
+    """A real nginx with one site; skips the test where there is none."""
+    program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        pytest.skip("nginx is not installed: apt-get install nginx-light")
+    (folder / "nginx.conf").write_text(NGINX.format(folder=folder, site=site))
+    errors = folder / "error.log"
+    with subprocess.Popen([program, "-c", folder / "nginx.conf", "-e", errors], stderr=subprocess.PIPE) as running:
+        try:
+            until_s = time.monotonic() + 20
+            while not answers(port):
+                assert running.poll() is None and time.monotonic() < until_s, errors.read_text()
+                time.sleep(0.05)
+            yield
+        finally:
+            running.terminate()
+
+
+def answers(port: int) -> bool:
+    """Whether anything listens there."""
+    with closing(socket.socket()) as trial:
+        return trial.connect_ex(("127.0.0.1", port)) == 0
+
+
+def free_port() -> int:
+    """A TCP port that nobody has."""
+    with server.listening("127.0.0.1", 0) as place:
+        return int(place.getsockname()[1])
+
+
+@pytest.mark.parts
+def test_behind_an_nginx_that_says_nothing_nobody_is_this_machine(served: int, tmp_path: Path) -> None:
+    port = free_port()
+    site = f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://127.0.0.1:{served}; }} }}"
+    with nginx(tmp_path, site, port):
+        assert (status(served, "/"), status(port, "/"), status(port, "/healthz")) == (200, 401, 200)
+
+
+@pytest.mark.parts
+def test_the_nginx_of_the_documentation_encrypts_and_lets_verdicts_through(
+    served: int, output: Path, tmp_path: Path
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "review.md").read_text(encoding="utf-8")
+    (site,) = re.findall(r"^```nginx\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    port, name = free_port(), "buoy.example.org"
+    certificate, key = tmp_path / "buoy.crt", tmp_path / "buoy.key"
+    made = f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN={name} -addext subjectAltName=DNS:{name}"
+    subprocess.run([*made.split(), "-out", certificate, "-keyout", key], check=True, capture_output=True)
+    places = {"/etc/nginx/": f"{tmp_path}/", "443": f"127.0.0.1:{port}", "127.0.0.1:8765": f"127.0.0.1:{served}"}
+    for old, new in places.items():
+        assert old in site
+        site = site.replace(old, new)
+    here = f"https://{name}:{port}"
+    with nginx(tmp_path, site, port):
+
+        def ask(path: str, form: dict[str, str] | None = None, **headers: str) -> tuple[int, str, str]:
+            """Code, cookie and text of an answer through the proxy."""
+            with closing(socket.create_connection(("127.0.0.1", port), timeout=20)) as plain:
+                trust = ssl.create_default_context(cafile=str(certificate))
+                connection = HTTPConnection(name, port)
+                connection.sock = trust.wrap_socket(plain, server_hostname=name)
+                kind = {"Content-Type": "application/x-www-form-urlencoded", "Origin": here} if form else {}
+                connection.request("POST" if form else "GET", path, form and urlencode(form), {**kind, **headers})
+                answer = connection.getresponse()
+                return answer.status, answer.getheader("Set-Cookie", ""), answer.read().decode("utf-8-sig")
+
+        assert ask("/")[0] == ask("/detections.csv")[0] == 401
+        assert ask("/token", {"token": "wrong-token-of-some-length"})[0] == 401
+        code, cookie, _ = ask("/token", {"token": TOKEN})
+        assert code == 303 and {"Secure", "HttpOnly", "SameSite=Strict"} <= set(cookie.split("; "))
+        kept = cookie.split(";")[0]
+        assert "1 detection" in ask("/", Cookie=kept)[2] and ask("/detections.csv", Cookie=kept)[2].startswith("file,")
+        assert ask(WRITE, FORM, Cookie=kept, Origin="https://evil.example")[0] == 403 and verdict(output) is None
+        assert ask(WRITE, FORM, Cookie=kept)[0] == 303 and verdict(output) == "orca"
