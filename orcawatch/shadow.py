@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import sqlite3
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from datetime import datetime
@@ -46,6 +48,8 @@ class Summary:
     Attributes
     ----------
     bundle, bundle_digest : the shadow's.
+    beside : names and beginnings of the digests of the bundles that it scored beside; its own among them, where it
+        was the current one, too.
     since_utc, until_utc : first and last moment of its account; None where not known.
     compared_s : seconds that both scored.
     left_out_s : seconds that only the first one scored, by cause.
@@ -54,6 +58,7 @@ class Summary:
 
     bundle: str
     bundle_digest: str
+    beside: tuple[str, ...]
     since_utc: datetime | None
     until_utc: datetime | None
     compared_s: float
@@ -121,7 +126,13 @@ def summary(connection: sqlite3.Connection, digest: str | None = None) -> Summar
     ended = [day for _, _, _, day in spans if day is not None]
     until = moment(connection, max(ended)) if ended else None
     pairs = tuple(compared(connection, whole))
-    return Summary(bundle, whole, min(begun, default=None), until, compared_s, seconds, pairs)
+    beside = connection.execute(
+        "SELECT DISTINCT sessions.bundle || ' ' || substr(sessions.bundle_digest, 1, 12) FROM shadowed "
+        "JOIN sessions ON sessions.id = session WHERE shadowed.bundle_digest = ? AND cause = '' ORDER BY sessions.id",
+        (whole,),
+    ).fetchall()
+    names = tuple(name for (name,) in beside)
+    return Summary(bundle, whole, names, min(begun, default=None), until, compared_s, seconds, pairs)
 
 
 def moment(connection: sqlite3.Connection, day: float) -> datetime:
@@ -139,27 +150,26 @@ def compared(connection: sqlite3.Connection, digest: str) -> Iterator[Pair]:
         yield from sorted(session_pairs(connection, session, digest), key=lambda pair: pair.start_s)
 
 
-INSIDE = (
-    "EXISTS (SELECT 1 FROM shadowed WHERE shadowed.session = found.session AND shadowed.bundle_digest = ?2 "
-    "AND cause = '' AND shadowed.start_sample <= (found.start_sample + found.end_sample) / 2 "
-    "AND shadowed.end_sample >= (found.start_sample + found.end_sample) / 2)"
-)
-
-
 def session_pairs(connection: sqlite3.Connection, session: int, digest: str) -> Iterator[Pair]:
     """Yield the pairs of one session, in no order."""
+    scored = connection.execute(
+        "SELECT start_sample, end_sample FROM shadowed WHERE session = ? AND bundle_digest = ? AND cause = '' "
+        "ORDER BY start_sample",
+        (session, digest),
+    ).fetchall()
     current = connection.execute(
         "SELECT found.start_sample, found.end_sample, start_utc, start_s, end_s, found.score, found.id, verdict, "
         "said.score FROM detections AS found "
         "LEFT JOIN shadow_scores AS said ON said.id = found.id AND said.bundle_digest = ?2 "
-        f"WHERE found.session = ?1 AND {INSIDE} ORDER BY found.start_sample",
+        "WHERE found.session = ?1 AND found.start_sample + found.end_sample IS NOT NULL ORDER BY found.start_sample",
         (session, digest),
     ).fetchall()
     shadows = connection.execute(
-        "SELECT start_sample, end_sample, start_utc, start_s, end_s, score FROM shadows AS found "
-        f"WHERE found.session = ?1 AND found.bundle_digest = ?2 AND {INSIDE} ORDER BY start_sample",
+        "SELECT start_sample, end_sample, start_utc, start_s, end_s, score FROM shadows "
+        "WHERE session = ? AND bundle_digest = ? ORDER BY start_sample",
         (session, digest),
     ).fetchall()
+    current, shadows = ([row for row in rows if lies_in(scored, row[0], row[1])] for rows in (current, shadows))
     met = overlaps(current, shadows)
     for index, row in enumerate(current):
         scores = [shadows[other][5] for other in met[index]]
@@ -169,6 +179,13 @@ def session_pairs(connection: sqlite3.Connection, session: int, digest: str) -> 
     for other in sorted(alone):
         _, _, start_utc, start_s, end_s, said = shadows[other]
         yield Pair("shadow", session, start_utc, start_s, end_s, None, said)
+
+
+def lies_in(spans: Sequence[tuple[int, int]], start: int, end: int) -> bool:
+    """Whether the middle of a span lies in one of others, (start, end), which are in order and do not overlap."""
+    middle = (start + end) // 2
+    number = bisect_right(spans, (middle, math.inf))
+    return number > 0 and middle <= spans[number - 1][1]
 
 
 def overlaps(current: Sequence[Sequence[int]], shadows: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -190,6 +207,8 @@ def overlaps(current: Sequence[Sequence[int]], shadows: Sequence[Sequence[int]])
 def lines(found: Summary, most: int = 40) -> Iterator[str]:
     """The report for people."""
     yield f"shadow      {found.bundle} {found.bundle_digest[:12]}"
+    several = "; the figures are of all of them together" if len(found.beside) > 1 else ""
+    yield f"beside      {', '.join(found.beside) or '-'}{several}"
     yield f"from, to    {day(found.since_utc)}, {day(found.until_utc)}"
     yield f"compared    {found.compared_s / 3600:.2f} h, that is {found.compared_s:.1f} s that both scored"
     for cause, seconds in sorted(found.left_out_s.items()):

@@ -21,7 +21,7 @@ from orcawatch.config import Settings
 from orcawatch.daemon import DATABASE, run
 from orcawatch.records import AudioBlock, Missing
 from orcawatch.service import Service
-from orcawatch.shadow import Summary, csv_text, lines, overlaps, summary
+from orcawatch.shadow import Summary, csv_text, lies_in, lines, overlaps, summary
 from orcawatch.shelf import Shelf
 from orcawatch.store import Store
 from orcawatch.trial import Trial
@@ -329,6 +329,44 @@ def test_disk_that_refuses_costs_the_watch_nothing(bay: Bay, monkeypatch: pytest
     bay.listen()
     assert len(refused) > 10 and len(bay.rows("SELECT id FROM shadows")) == 3
     assert bay.rows("SELECT sum(end_sample - start_sample) / 16000.0 FROM shadowed") == [(20.0,)]
+
+
+def test_report_names_every_bundle_that_the_shadow_scored_beside(bay: Bay) -> None:
+    bay.begin()
+    bay.listen()
+    bay.first.bundle = replace(bay.first.bundle, name="newer", manifest={"digest": "2" * 64, "files": {}})
+    bay.listen()
+    found = bay.summary()
+    assert found is not None and found.beside == ("fake 000000000000", "newer 222222222222")
+    assert "newer 222222222222; the figures are of all of them together" in "\n".join(lines(found))
+
+
+def test_report_of_two_busy_weeks_takes_no_time(bay: Bay) -> None:
+    bay.begin()
+    bay.listen()
+    with Store(bay.settings.output / DATABASE) as store, store.transaction() as connection:
+        for table in ("detections", "shadows"):
+            known = {name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")}
+            same = ", ".join(known - {"id", "start_sample", "end_sample"})
+            connection.executemany(
+                f"INSERT INTO {table} ({same}, start_sample, end_sample) SELECT {same}, ?, ? FROM {table} LIMIT 1",
+                [(1_000_000 * place, 1_000_000 * place + 16_000) for place in range(1, 6001)],
+            )
+        connection.executemany(
+            "INSERT INTO shadowed (session, bundle, bundle_digest, cause, start_sample, end_sample) "
+            "SELECT session, bundle, bundle_digest, ?, ?, ? FROM shadowed LIMIT 1",
+            [(("", shadowing.BEHIND)[place % 2], 500_000 * place, 500_000 * (place + 1)) for place in range(1, 12_000)],
+        )
+    began_s = time.process_time()
+    found = bay.summary()
+    assert time.process_time() - began_s < 2.0
+    assert found is not None and found.both == 5999 + 3
+
+
+def test_lies_in() -> None:
+    spans = [(0, 10), (10, 20), (30, 40)]
+    inside = [lies_in(spans, middle - 1, middle + 1) for middle in (0, 5, 10, 20, 21, 29, 30, 40, 41)]
+    assert inside == [True, True, True, True, False, False, True, True, False] and not lies_in([], 0, 1)
 
 
 def test_overlaps() -> None:
