@@ -159,13 +159,14 @@ def shelf_of(settings: Settings) -> Shelf:
 def fits(settings: Settings) -> Callable[[Bundle], object]:
     """Raises OrcawatchError for a bundle that does not go with the settings, or cannot score silence."""
     from .config import overridden
-    from .detector import Grid, score_silence
+    from .detector import Detector, score_silence
     from .ensemble import Ensemble
 
     def check(found: Bundle) -> None:
-        chosen = overridden(found, settings)
-        Grid({name: entry.front_end for name, entry in chosen.backbones.items()}, chosen.hop_s)
-        score_silence(Ensemble(chosen))
+        chosen = Ensemble(overridden(found, settings))
+        rates = [entry.front_end.rate_hz for entry in found.backbones.values()]
+        Detector(chosen, settings.source.rate_hz or max(rates), 1, chosen.bundle.hop_s)
+        score_silence(chosen)
 
     return check
 

@@ -652,6 +652,15 @@ def test_commands(bundles: dict[str, Path], tmp_path: Path) -> None:
     assert [json.loads(line)["action"] for line in text.splitlines()] == actions
 
 
+@pytest.mark.parts
+def test_bundle_that_wants_faster_audio_than_there_is_is_not_installed(tmp_path: Path) -> None:
+    """The watch would end with it."""
+    (tmp_path / "orcawatch.yaml").write_text("source: {rate_hz: 6000}\noutput: out\n")
+    refused = orcawatch(tmp_path, "install", str(SHIPPED), "--config", "orcawatch.yaml")
+    assert refused.returncode == 2 and "sample rate must be at least 8000 Hz, not 6000 Hz" in refused.stderr
+    assert names(tmp_path / "out") == ["lock"]
+
+
 LIVE = """\
 source: {device: nowhere, rate_hz: 16000, device_channels: 2}
 output: out
