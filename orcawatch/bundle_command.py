@@ -125,7 +125,10 @@ def report(config: Path | None, output: Path | None, digest: str | None, table: 
     if found is None:
         raise InputError(f"{path} holds no such shadow: begin one with `orcawatch bundle install PATH --shadow`")
     if table is not None:
-        write_bytes(table, csv_text(found.pairs).encode())
+        try:
+            write_bytes(table, csv_text(found.pairs).encode())
+        except OSError as fault:
+            raise InputError(f"{table} cannot be written: {fault.strerror}; name another file") from fault
     click.echo("\n".join(lines(found)))
 
 

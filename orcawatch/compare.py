@@ -150,15 +150,18 @@ def read_labels(path: Path) -> list[dict[str, str]]:
 
     Raises
     ------
-    InputError : it is not there, or lacks a column.
+    InputError : it is not there, is no text, or lacks a column.
     """
     if not path.is_file():
         raise InputError(f"there is no {path}: name the folder that holds the labels (--data FOLDER)")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if missing := [name for name in COLUMNS if name not in (reader.fieldnames or [])]:
-            raise InputError(f"{path} lacks the columns {missing}; it needs {list(COLUMNS)}")
-        return [{name: value or "" for name, value in row.items() if name} for row in reader]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if missing := [name for name in COLUMNS if name not in (reader.fieldnames or [])]:
+                raise InputError(f"{path} lacks the columns {missing}; it needs {list(COLUMNS)}")
+            return [{name: value or "" for name, value in row.items() if name} for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as fault:
+        raise InputError(f"{path} cannot be read: {fault}; save it as CSV in UTF-8") from fault
 
 
 def score_clips(clips: Sequence[Clip], ensemble: Scorer) -> Scores:

@@ -160,3 +160,7 @@ def test_what_cannot_be_compared_is_said(data: Path, tmp_path: Path) -> None:
         compare.clips_of([tmp_path / "nowhere"], "devel")
     with pytest.raises(InputError, match="is named twice"):
         compare.clips_of([data, data], "devel")
+    for content in ("file_name,label,split,group\ncaf\u00e9.wav,orca,devel,r\n".encode("latin-1"), b"\xff\xfe\0"):
+        (data / "labels.csv").write_bytes(content)
+        with pytest.raises(InputError, match=r"cannot be read: .*save it as CSV in UTF-8"):
+            compare.clips_of([data], "devel")

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from orcawatch import service, shadowing
 from orcawatch.bundle import SHIPPED
+from orcawatch.cli import main
 from orcawatch.config import Settings
 from orcawatch.daemon import DATABASE, run
 from orcawatch.records import AudioBlock, Missing
@@ -339,6 +341,17 @@ def test_report_names_every_bundle_that_the_shadow_scored_beside(bay: Bay) -> No
     found = bay.summary()
     assert found is not None and found.beside == ("fake 000000000000", "newer 222222222222")
     assert "newer 222222222222; the figures are of all of them together" in "\n".join(lines(found))
+
+
+def test_table_that_cannot_be_written_is_told(bay: Bay, tmp_path: Path) -> None:
+    bay.begin()
+    bay.listen()
+    (tmp_path / "file").write_text("in the way")
+    words = ["bundle", "shadow", "report", "--output", str(bay.settings.output), "--csv"]
+    done = CliRunner().invoke(main, [*words, str(tmp_path / "file" / "x.csv")])
+    assert done.exit_code == 2 and "x.csv cannot be written: Not a directory; name another file" in done.output
+    done = CliRunner().invoke(main, [*words, str(tmp_path / "x.csv")])
+    assert done.exit_code == 0 and (tmp_path / "x.csv").read_text().startswith("found_by,")
 
 
 def test_report_of_two_busy_weeks_takes_no_time(bay: Bay) -> None:
