@@ -351,7 +351,7 @@ def test_who_takes_nothing_of_a_long_list_is_cut_off(served: int, output: Path) 
     ask = b"GET /detections.csv HTTP/1.1\r\nHost: localhost\r\n\r\n"
     idle = [socket.create_connection(("127.0.0.1", served), timeout=20) for _ in range(MOST_DOWNLOADS)]
     for connection in idle:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         connection.sendall(ask)
         assert connection.recv(15) == b"HTTP/1.1 200 OK"
     assert status(served, "/detections.csv") == 503 and status(served, "/") == 200
