@@ -188,13 +188,16 @@ def score_silence(ensemble: Scorer) -> float:
 
     Raises
     ------
-    BundleError : what it computes is no confidence.
+    BundleError : it does not compute, or what it computes is no confidence.
     """
     rows = {
         name: np.zeros((1, entry.front_end.frames, bands(entry.front_end)), np.float32)
         for name, entry in ensemble.bundle.backbones.items()
     }
-    score = ensemble.score(Window(0, 0, rows)).score
+    try:
+        score = ensemble.score(Window(0, 0, rows)).score
+    except (RuntimeError, ValueError) as fault:  # of the interpreter
+        raise BundleError(f"{ensemble.bundle.folder} cannot score silence: {fault}; make it again") from fault
     if not 0 <= score <= 1:
         raise BundleError(f"{ensemble.bundle.folder} scores silence {score:g}, which must be 0 to 1: make it again")
     return score

@@ -61,11 +61,11 @@ class Model:
         self._path = path
         try:
             self._interpreter = runtime().Interpreter(model_path=str(path), num_threads=threads)
+            self._refuse_shared_float16()
+            # Before any signature runner: without it tflite-runtime does not use its fast kernels.
+            self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as fault:
             raise BundleError(f"{path} is not a TFLite model that this interpreter can read: {fault}") from fault
-        self._refuse_shared_float16()
-        # Before any signature runner: without it tflite-runtime does not use its fast kernels.
-        self._interpreter.allocate_tensors()
         self._runners: dict[str, Any] = {}
 
     @property

@@ -316,10 +316,8 @@ class Shelf:
             if not self._is_whole(name):
                 self._own(incoming)
                 self._take_the_place(incoming, name)
-        except (OrcawatchError, OSError):
+        finally:
             shutil.rmtree(incoming, ignore_errors=True)
-            raise
-        shutil.rmtree(incoming, ignore_errors=True)
         return name
 
     def _place(self, name: str) -> Path:

@@ -23,12 +23,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable
 
+import numpy as np
 import pytest
 
-from orcawatch import daemon, shelf, unpacking
+from orcawatch import daemon, interpreter, shelf, unpacking
 from orcawatch.bundle import SHIPPED, Bundle, load_bundle, write_bundle
 from orcawatch.bundles import in_force
 from orcawatch.config import Settings
+from orcawatch.detector import score_silence
 from orcawatch.errors import BundleError, InputError, OrcawatchError
 from orcawatch.shelf import Shelf
 from orcawatch.spectrogram import LogMel
@@ -650,6 +652,56 @@ def test_commands(bundles: dict[str, Path], tmp_path: Path) -> None:
     text = (tmp_path / "orcawatch-out" / "bundles" / "history.jsonl").read_text()
     actions = ["install", "rollback", "rollback", "install shadow", "stop shadow"]
     assert [json.loads(line)["action"] for line in text.splitlines()] == actions
+
+
+class Sick:
+    """An interpreter's answer to a model that it reads and cannot run, as after another version was installed."""
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        self.given = given
+
+    def get_signature_list(self) -> dict[str, Any]:
+        return {"score": {}}
+
+    def allocate_tensors(self) -> None:
+        raise RuntimeError("Node number 45 (MUL) failed to prepare")
+
+
+def test_model_that_the_interpreter_cannot_run_is_passed_over(
+    bundles: dict[str, Path], output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Shelf(output).install(bundles["a"])
+    real = interpreter.runtime()
+
+    class Runtime:
+        __name__ = real.__name__
+
+        @staticmethod
+        def Interpreter(model_path: str, num_threads: int) -> Any:  # noqa: N802
+            return (real.Interpreter if str(SHIPPED) in model_path else Sick)(
+                model_path=model_path, num_threads=num_threads
+            )
+
+    monkeypatch.setattr(interpreter, "runtime", Runtime)
+    found, ensemble = daemon.open_working(Settings(output=output))
+    assert found.origin == "shipped" and "failed to prepare" in found.faults[0]
+    assert ensemble.bundle.name == "first-light"
+
+
+def test_check_that_breaks_leaves_nothing_behind(bundles: dict[str, Path], output: Path) -> None:
+    def broken(found: Bundle) -> None:
+        raise RuntimeError("out of cheese")
+
+    with pytest.raises(RuntimeError):
+        Shelf(output).install(bundles["a"], broken)
+    assert names(output) == ["lock"]
+
+
+def test_bundle_that_breaks_in_scoring_silence(make_ensemble: Any) -> None:
+    broken = make_ensemble()
+    broken.score = lambda window: np.reshape(np.zeros(3), (2, 2))
+    with pytest.raises(BundleError, match="cannot score silence: cannot reshape"):
+        score_silence(broken)
 
 
 @pytest.mark.parts
