@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -99,7 +98,10 @@ def state(seen: Mapping[str, Any], writing: bool | None, late_s: float) -> str:
 
 
 def locked(path: Path) -> bool | None:
-    """Whether a program holds the lock on a file, without touching it; None where the system does not tell."""
+    """Whether a program holds the lock on a file, without touching it; None where the system does not tell.
+
+    The file is known by its number: layered file systems and btrfs tell another device than the table of locks has.
+    """
     try:
         found = path.stat()
         table = LOCKS.read_text()
@@ -107,8 +109,8 @@ def locked(path: Path) -> bool | None:
         return False if LOCKS.exists() else None
     except OSError:
         return None
-    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
-    return any(place in line.split() for line in table.splitlines() if "FLOCK" in line)
+    flocks = [line.split() for line in table.splitlines() if "FLOCK" in line]
+    return any(word.endswith(f":{found.st_ino}") for line in flocks for word in line)
 
 
 def disk(folder: Path) -> dict[str, float] | None:

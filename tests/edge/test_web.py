@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import re
 import sqlite3
@@ -31,7 +32,7 @@ from orcawatch.records import Missing
 from orcawatch.schema import STEPS, migrate
 from orcawatch.store import Detection, Store, inserted, row_of
 from orcawatch.verdicts import give
-from orcawatch.web import charts, download, filters, queries, season
+from orcawatch.web import charts, download, filters, queries, season, status
 from orcawatch.web.app import create_app
 from orcawatch.web.filters import Filter, from_args
 from orcawatch.web.site import MOST_DOWNLOADS, Site
@@ -590,6 +591,20 @@ def test_status_tells_a_daemon_from_none(session: int, output: Path, client: Fla
     with daemon.only_writer(output):
         assert client.get("/status.json").get_json()["state"] == "silent"
     assert "Sound" in client.get("/status").text
+
+
+def test_a_lock_is_seen_whatever_device_the_system_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, table = tmp_path / "lock", tmp_path / "locks"
+    file.touch()
+    assert status.locked(file) is False
+    with file.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert status.locked(file) is True
+        number = file.stat().st_ino
+        for place, kind, seen in ((number, "FLOCK", True), (number + 1, "FLOCK", False), (number, "POSIX", False)):
+            table.write_text(f"1: {kind}  ADVISORY  WRITE 21538 ff:fe:{place} 0 EOF\n")
+            monkeypatch.setattr(status, "LOCKS", table)
+            assert status.locked(file) is seen
 
 
 def test_thumbnails_are_small_and_only_of_the_output_folder(
