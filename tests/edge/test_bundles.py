@@ -742,6 +742,9 @@ def test_running_watch_takes_the_new_bundle_at_a_reload(tmp_path: Path) -> None:
             place.install(renamed(tmp_path / "next"))
             watch.send_signal(signal.SIGHUP)
             wait_for(lambda: read(database, "SELECT count(*) FROM sessions")[0][0] == 2)
+            assert place.rollback().folder == SHIPPED
+            watch.send_signal(signal.SIGHUP)
+            wait_for(lambda: read(database, "SELECT count(*) FROM sessions")[0][0] == 3)
             place.install(SHIPPED)
             damage(place.folder / "current")
             watch.send_signal(signal.SIGHUP)
@@ -751,7 +754,8 @@ def test_running_watch_takes_the_new_bundle_at_a_reload(tmp_path: Path) -> None:
         finally:
             watch.kill()
             watch.wait()
-    assert [name for (name,) in read(database, "SELECT bundle FROM sessions ORDER BY id")] == ["first-light", "next"]
+    scored = [name for (name,) in read(database, "SELECT bundle FROM sessions ORDER BY id")]
+    assert scored == ["first-light", "next", "first-light"]
     assert all(ended for (ended,) in read(database, "SELECT ended_utc FROM sessions"))
     between = read(database, "SELECT end_steady_s - start_steady_s FROM ledger WHERE cause = 'not running'")
     assert sum(seconds for (seconds,) in between) < 5.0
