@@ -21,6 +21,7 @@ from .spectrogram import FrontEnd, front_end_from_dict
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.json.sig"  # see `signing`; no manifest names it, for it covers the manifest
 CARD = "model-card.md"
 SHIPPED = Path(__file__).parent / "first_light"
 BLOCK_BYTES = 1 << 20
@@ -148,7 +149,7 @@ def _verify_files(folder: Path, manifest: Mapping[str, Any]) -> None:
     named = manifest.get("files")
     if not isinstance(named, dict) or not named:
         raise BundleError(f"{folder / MANIFEST} names no files: make the bundle again")
-    if surplus := sorted({path.name for path in folder.iterdir()} - {MANIFEST, *named}):
+    if surplus := sorted({path.name for path in folder.iterdir()} - {MANIFEST, SIGNATURE, *named}):
         raise BundleError(f"{folder} holds {surplus}, which its manifest does not name: remove them")
     for name, expected in named.items():
         path = folder / name

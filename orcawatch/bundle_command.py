@@ -33,16 +33,64 @@ def inspect(path: Path) -> None:
 
 @command.command(epilog=EXIT_CODES)
 @click.argument("path", type=FILE)
-def verify(path: Path) -> None:
-    """Check every file of a bundle against its hash, and score a window of silence."""
+@click.option("--key", "keys", type=FILE, multiple=True, metavar="FILE", help="A public key that must have signed it.")
+@config_option
+def verify(path: Path, keys: tuple[Path, ...], config: Path | None) -> None:
+    """Check a bundle: every file against its hash, its signature, and the score of a window of silence.
+
+    With --key one of these keys must have signed it; with --config it is refused where a station with these settings
+    would refuse it.
+    """
+    from . import signing
     from .bundle import load_bundle
     from .detector import score_silence
     from .ensemble import Ensemble
 
     found = load_bundle(path)
+    signing.check_signature(found, chosen_settings(config, None, None).bundles)
+    signer = signing.signer(found, [signing.public_key(file) for file in keys]) if keys else None
     score = score_silence(Ensemble(found))
     files = len(found.manifest["files"])
     click.echo(f"{path} is whole: {files} files, manifest {found.digest}; silence scores {score:.3f}")
+    click.echo(f"signed with the trusted key {signer.id} ({signer.file})" if signer else signed_line(found.folder))
+
+
+def signed_line(folder: Path) -> str:
+    """By which keys a bundle says that it is signed."""
+    from .signing import signatures
+
+    named = ", ".join(signatures(folder))
+    return f"signed with key {named}, which nobody has checked: name it with --key" if named else "not signed"
+
+
+@command.command(epilog=EXIT_CODES)
+@click.argument("file", type=FILE)
+@click.option("--passphrase", is_flag=True, help="Encrypt the private key; a passphrase is asked for.")
+def keygen(file: Path, passphrase: bool) -> None:
+    """Make a pair of keys: FILE, with which bundles are signed, and FILE.pub, by which stations know them.
+
+    Keep FILE on the machine where bundles are made, and nowhere else. FILE.pub goes to each station and into its
+    settings: bundles.trusted_keys.
+    """
+    from .signing import make_keys
+
+    secret = click.prompt("Passphrase", hide_input=True, confirmation_prompt=True) if passphrase else ""
+    public, name = make_keys(file, secret.encode())
+    click.echo(f"key {name}: private {file} (keep it, and keep it secret), public {public}")
+
+
+@command.command(epilog=EXIT_CODES)
+@click.argument("path", type=FILE, metavar="BUNDLE")
+@click.option("--key", "file", type=FILE, required=True, metavar="FILE", help="The private key.")
+def sign(path: Path, file: Path) -> None:
+    """Sign a bundle's folder, beside the signatures of other keys that it may have."""
+    from . import signing
+
+    try:
+        name = signing.sign(path, file)
+    except signing.PassphraseError:
+        name = signing.sign(path, file, click.prompt("Passphrase", hide_input=True).encode())
+    click.echo(f"{path} is signed with key {name}")
 
 
 @command.command(epilog=EXIT_CODES)
@@ -55,8 +103,8 @@ def verify(path: Path) -> None:
 def install(path: Path, config: Path | None, output: Path | None, as_shadow: bool, days: float | None) -> None:
     """Install PATH, a bundle's folder or a .tar, .tar.gz or .zip of one, in the output folder.
 
-    It is checked first: hashes, front end, a window of silence, and whether it goes with the settings. Then one rename
-    makes it the current one; the one before is kept (`orcawatch bundle rollback`).
+    It is checked first: hashes, signature, front end, a window of silence, and whether it goes with the settings. Then
+    one rename makes it the current one; the one before is kept (`orcawatch bundle rollback`).
     """
     if days is not None and not as_shadow:
         raise InputError("--days is about a shadow: give --shadow, too, or leave it out")
@@ -160,12 +208,14 @@ def shelf_of(settings: Settings) -> Shelf:
 
 
 def fits(settings: Settings) -> Callable[[Bundle], object]:
-    """Raises OrcawatchError for a bundle that does not go with the settings, or cannot score silence."""
+    """Raises OrcawatchError for a bundle that is not trusted, does not fit the settings, or cannot score silence."""
     from .config import overridden
     from .detector import Detector, score_silence
     from .ensemble import Ensemble
+    from .signing import check_signature
 
     def check(found: Bundle) -> None:
+        check_signature(found, settings.bundles)
         chosen = Ensemble(overridden(found, settings))
         rates = [entry.front_end.rate_hz for entry in found.backbones.values()]
         Detector(chosen, settings.source.rate_hz or max(rates), 1, chosen.bundle.hop_s)

@@ -11,6 +11,7 @@ from typing import Callable
 from .bundle import SHIPPED, Bundle, load_bundle
 from .config import Settings
 from .errors import OrcawatchError
+from .signing import check_signature
 
 Fits = Callable[[Bundle], object]
 
@@ -52,24 +53,29 @@ def nothing(bundle: Bundle) -> None:
 def in_force(settings: Settings, fits: Fits = nothing) -> InForce:
     """The bundle that the settings name; without that the installed one, or else the shipped one.
 
-    An installed bundle that is damaged, or does not fit, is passed over for the previous one and then for the shipped
-    one: nobody is there to install another.
+    An installed bundle that is damaged, not signed as the settings want it, or does not fit, is passed over for the
+    previous one and then for the shipped one: nobody is there to install another.
 
     Parameters
     ----------
-    settings : bundle and output folder.
+    settings : bundle, trusted keys and output folder.
     fits : raises OrcawatchError for a bundle that cannot be used.
 
     Raises
     ------
-    OrcawatchError : the bundle that the settings name, or the shipped one, is damaged or does not fit.
+    OrcawatchError : the bundle that the settings name is damaged, not trusted or does not fit; or the shipped one.
     """
+
+    def trusted(bundle: Bundle) -> None:
+        check_signature(bundle, settings.bundles)
+        fits(bundle)
+
     if settings.bundle is not None:
-        return InForce(usable(settings.bundle, fits), "settings")
+        return InForce(usable(settings.bundle, trusted), "settings")
     faults: list[str] = []
     for origin, folder in installed(settings.output):
         try:
-            return InForce(usable(folder, fits), origin, tuple(faults))
+            return InForce(usable(folder, trusted), origin, tuple(faults))
         except (OrcawatchError, OSError) as fault:
             faults.append(f"the {'installed' if origin == CURRENT else 'previous'} bundle cannot be used: {fault}")
     return InForce(usable(SHIPPED, fits), "shipped", tuple(faults))

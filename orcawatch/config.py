@@ -21,6 +21,7 @@ from .keys import (
     joined,
     number,
     path,
+    paths,
     plugins,
     position,
     reference,
@@ -200,6 +201,30 @@ class RetentionSettings:
 
 
 @dataclass(frozen=True)
+class BundleSettings:
+    """Whose bundles may score, beside the one that comes with orcawatch: see docs/bundles.md."""
+
+    trusted_keys: tuple[Path, ...] = paths(
+        "Public keys (`orcawatch bundle keygen`); a bundle must be signed with one of them.", reload=True
+    )
+    require_signature: bool | None = switch(
+        None, "Refuse others; `false` only logs them, until all are signed.", "true where `trusted_keys` are given",
+        reload=True,
+    )  # fmt: skip
+
+    @property
+    def required(self) -> bool:
+        """Whether a bundle that no trusted key has signed is refused."""
+        return bool(self.trusted_keys) and self.require_signature is not False
+
+    def crossed(self, where: str) -> Iterator[str]:
+        """Faults between keys."""
+        if self.require_signature and not self.trusted_keys:
+            keys = joined(where, "trusted_keys")
+            yield f"{joined(where, 'require_signature')} needs {keys}: name the public file of at least one key"
+
+
+@dataclass(frozen=True)
 class ClockSettings:
     """The system clock."""
 
@@ -248,6 +273,7 @@ class Settings:
     bundle: Path | None = path(
         None, "The folder of the bundle: the trained detector.", "the installed one, else the shipped one"
     )
+    bundles: BundleSettings = section(BundleSettings)
     output: Path = path(OUTPUT, "The folder for the database, clips and snapshots; it is made where it is missing.")
     channels: tuple[int, ...] | None = channel_list(
         "The source's channels to use, from 0, in this order. Others are not heard.", "all"

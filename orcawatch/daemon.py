@@ -39,6 +39,7 @@ from .logbook import Logbook
 from .outbox import Outbox
 from .recorder import CLIPS, SNAPSHOTS, OnDetection, Recorder
 from .records import AudioBlock, ClockChange, Item, Missing, Window, WindowScore
+from .signing import check_signature
 from .store import Store
 
 Array = NDArray[np.float32]
@@ -326,7 +327,9 @@ def told(found: InForce) -> InForce:
 
 def open_ensemble(settings: Settings, bundle: Bundle | None = None) -> Ensemble:
     """The ensemble of a bundle, the one in force where it is left out, with the settings' overrides."""
-    chosen = overridden(bundle or open_bundle(settings), settings)
+    found = bundle or open_bundle(settings)
+    check_signature(found, settings.bundles)  # whoever opens it, by whatever way: an installed one, a shadow
+    chosen = overridden(found, settings)
     warn_of_cascade(chosen, settings)
     return Ensemble(chosen, settings.threads)
 

@@ -33,8 +33,8 @@ STAGING = ".scanning"
 OF_SESSION = ("ledger", "clock", "levels")
 # Settings that change nothing of what is found.
 ASIDE = (
-    "output", "bundle", "threads", "source", "duty", "overload", "ledger", "retention", "clock", "metrics", "web",
-    "sinks", "heartbeat_s",
+    "output", "bundle", "bundles", "threads", "source", "duty", "overload", "ledger", "retention", "clock", "metrics",
+    "web", "sinks", "heartbeat_s",
 )  # fmt: skip
 
 

@@ -63,9 +63,9 @@ def whole(
     return key(default, kind, lambda value: is_whole(value) and low <= value <= high, int, doc, instead, reload)
 
 
-def switch(default: bool, doc: str, reload: bool = False) -> Any:
+def switch(default: bool | None, doc: str, instead: str = "", reload: bool = False) -> Any:
     """True or false."""
-    return key(default, "true or false", lambda value: isinstance(value, bool), bool, doc, reload=reload)
+    return key(default, "true or false", lambda value: isinstance(value, bool), bool, doc, instead, reload)
 
 
 def text(default: str | None, doc: str, instead: str = "", reload: bool = False, secret: bool = False) -> Any:
@@ -90,6 +90,18 @@ def several(default: Sequence[str], names: Sequence[str], doc: str, reload: bool
 def path(default: Path | None, doc: str, instead: str = "") -> Any:
     """A file or folder."""
     return key(default, "a path", is_path, lambda value: Path(value).expanduser(), doc, instead)
+
+
+def paths(doc: str, reload: bool = False) -> Any:
+    """Files, in a list."""
+
+    def fits(value: Any) -> bool:
+        return isinstance(value, list) and all(map(is_path, value))
+
+    def made(value: list[str]) -> tuple[Path, ...]:
+        return tuple(Path(one).expanduser() for one in value)
+
+    return key((), "a list of paths", fits, made, doc, reload=reload)
 
 
 def channel_list(doc: str, instead: str) -> Any:

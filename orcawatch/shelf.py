@@ -21,7 +21,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Callable
 
-from .bundle import SHIPPED, Bundle, load_bundle
+from .bundle import SHIPPED, SIGNATURE, Bundle, load_bundle
 from .bundles import CURRENT, DIGEST_CHARACTERS, FOLDER, OF_OURS, PREVIOUS, Fits, InForce, nothing, usable
 from .durable import PARTIAL, Complaint, make_folder, sync_folder, write_bytes
 from .errors import BundleError, InputError, OrcawatchError
@@ -313,9 +313,12 @@ class Shelf:
             incoming.mkdir()
             stage(path, incoming)
             name = folder_name(usable(incoming, fits))
+            self._own(incoming)
             if not self._is_whole(name):
-                self._own(incoming)
                 self._take_the_place(incoming, name)
+            elif (incoming / SIGNATURE).exists():  # it was installed before, and is signed, or signed anew, now
+                (incoming / SIGNATURE).replace(self.folder / name / SIGNATURE)
+                sync_folder(self.folder / name)
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
         return name

@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Callable, TypeVar
 
-from .bundle import MANIFEST, load_bundle
+from .bundle import MANIFEST, SIGNATURE, load_bundle
 from .errors import BundleError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
@@ -167,7 +167,8 @@ def stage(path: Path, incoming: Path) -> None:
         return
     if not path.is_dir():
         raise BundleError(f"{path} is no bundle's folder, and no .tar, .tar.gz or .zip of one: name one of these")
-    for name in (*load_bundle(path).manifest["files"], MANIFEST):
+    signature = [SIGNATURE] if (path / SIGNATURE).exists() else []
+    for name in (*load_bundle(path).manifest["files"], *signature, MANIFEST):
         copy(path / name, incoming / name)
 
 

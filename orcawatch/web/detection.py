@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,8 @@ def shelf() -> Shelf:
 
 def desk() -> Desk:
     """Where this site's looks are made."""
-    found: Desk = current_app.extensions.setdefault("orcawatch.desk", Desk(shelf()))
+    opened = partial(looking.open_quietly, site().settings.bundles)
+    found: Desk = current_app.extensions.setdefault("orcawatch.desk", Desk(shelf(), opened))
     return found
 
 

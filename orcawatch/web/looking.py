@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from ..bundle import MANIFEST, SHIPPED, load_bundle, manifest_digest
 from ..bundles import FOLDER
-from ..config import Settings
+from ..config import BundleSettings, Settings
 from ..detector import Detector, Scorer
 from ..errors import OrcawatchError
 from ..records import AudioBlock
+from ..signing import check_signature
 from ..snapshot import explain_audio
 from . import pictures
 from .media import Clip, Shelf, one_channel
@@ -209,11 +210,11 @@ class Desk:
     def __init__(
         self,
         shelf: Shelf,
-        opened: Callable[[Path], Scorer] | None = None,
+        opened: Callable[[Path], Scorer],
         steady_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._shelf = shelf
-        self._opened = opened or open_quietly
+        self._opened = opened
         self._steady_s = steady_s
         self._turn = Condition()
         self._wishes: dict[Hashable, tuple[float, Wish]] = {}
@@ -268,8 +269,10 @@ class Desk:
         return self._present[1]
 
 
-def open_quietly(folder: Path) -> Scorer:
-    """The ensemble of a bundle, on one thread."""
+def open_quietly(trusted: BundleSettings, folder: Path) -> Scorer:
+    """The ensemble of a bundle, on one thread; raises BundleError where it is not trusted."""
     from ..ensemble import Ensemble
 
-    return Ensemble(load_bundle(folder), 1)
+    bundle = load_bundle(folder)
+    check_signature(bundle, trusted)
+    return Ensemble(bundle, 1)

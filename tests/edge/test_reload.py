@@ -38,6 +38,8 @@ OTHER: dict[str, Any] = {
     "duty.every_s": 600.0,
     "overload.step_up_s": 4.0,
     "overload.recover_s": 30.0,
+    "bundles.trusted_keys": (Path("k.pub"),),
+    "bundles.require_signature": False,
     "retention.max_age_days": 30.0,
     "retention.max_clips_mb": 100.0,
     "retention.min_free_mb": 50.0,
