@@ -38,6 +38,31 @@ def go_on(machine: Machine, request: pytest.FixtureRequest) -> None:
         pytest.skip(f"{machine.failed} failed")
 
 
+ASK = """
+import sys, urllib.error, urllib.parse, urllib.request
+path, token, form = sys.argv[1:]
+headers = {"Authorization": "Bearer " + token} if token else {}
+asked = urllib.request.Request("http://127.0.0.1:8765" + path, form.encode() or None, headers)
+try:
+    answer = urllib.request.urlopen(asked, timeout=60)
+except urllib.error.HTTPError as fault:
+    answer = fault
+print(answer.status, answer.read().decode("latin-1"))
+"""
+
+
+def asked(machine: Machine, path: str, token: str = "", form: str = "") -> tuple[int, str]:
+    """The page's answer to a request from outside of its unit: its code, and its text. 0 while nobody answers."""
+    done = machine.run(f"python3 -c {shlex.quote(ASK)} {shlex.join([path, token, form])}", check=False)
+    code, _, text = done.stdout.partition(" ")
+    return int(code or 0), text
+
+
+def page_property(machine: Machine, name: str) -> str:
+    """A property of the review page's unit."""
+    return machine.says(f"systemctl show orcawatch-web --property={name} --value")
+
+
 def detections(machine: Machine) -> list[list[object]]:
     return machine.rows(DETECTIONS)
 
@@ -79,14 +104,15 @@ def test_the_package_becomes_a_service(machine: Machine) -> None:
     written = machine.says("orcawatch deploy install --no-start")
     assert "/etc/systemd/system/orcawatch.service" in written and SETTINGS in written
     assert machine.says("orcawatch deploy install --no-start") == "installed, not started"  # nothing written again
-    assert machine.says("systemd-analyze verify orcawatch.service 2>&1") == ""
+    assert machine.says("systemd-analyze verify orcawatch.service orcawatch-web.service 2>&1") == ""
     assert machine.says("systemctl is-enabled orcawatch") == "enabled"
     assert "orcawatch" in machine.says("getent group audio")
     assert machine.says(f"stat --format '%a %U %G' {SETTINGS}") == "640 root orcawatch"
 
 
-def test_the_sandbox_is_tight_enough(machine: Machine) -> None:
-    told = machine.says("systemd-analyze security --no-pager orcawatch.service")
+@pytest.mark.parametrize("unit", ["orcawatch.service", "orcawatch-web.service"])
+def test_the_sandbox_is_tight_enough(machine: Machine, unit: str) -> None:
+    told = machine.says(f"systemd-analyze security --no-pager {unit}")
     exposure = re.search(r"Overall exposure level for \S+: ([\d.]+)", told)
     assert exposure is not None and float(exposure[1]) <= 2.0
 
@@ -124,9 +150,7 @@ def test_the_sandbox_lets_the_sound_card_be_opened(machine: Machine) -> None:
 
 def opening_a_card(machine: Machine, sandbox: list[str]) -> str:
     """What the shell says when it opens a sound card in a sandbox."""
-    properties = " ".join(f"--property={shlex.quote(line)}" for line in sandbox)
-    command = "/bin/sh -c 'exec 2>&1; : </dev/snd/pcmC0D0c'"
-    return machine.run(f"systemd-run --wait --pipe --quiet {properties} {command}", check=False).stdout
+    return in_sandbox(machine, sandbox, ": </dev/snd/pcmC0D0c")
 
 
 def test_a_reload_takes_what_can_be_taken(machine: Machine) -> None:
@@ -182,6 +206,64 @@ def test_capture_that_is_killed_comes_back_by_itself(machine: Machine) -> None:
     assert (machine.property("MainPID"), machine.property("NRestarts")) == (process, restarts)
 
 
+def test_the_page_is_served_beside_the_daemon(machine: Machine) -> None:
+    assert machine.says("systemctl is-enabled orcawatch-web || true") == "disabled"  # only who wants it has it
+    process = machine.property("MainPID")
+    machine.run("systemctl enable --now orcawatch-web")
+    machine.wait_for("the page", lambda: asked(machine, "/healthz")[0] == 200)
+    assert asked(machine, "/")[0] == 401
+    token = machine.says("cat /var/lib/orcawatch/web-token")
+    assert token not in machine.says("journalctl --no-pager")
+    assert machine.says("stat --format '%a %U' /var/lib/orcawatch/web-token") == "600 orcawatch"
+    ((id,),) = machine.rows("SELECT min(id) FROM detections WHERE clip IS NOT NULL AND snapshot IS NOT NULL")
+    code, text = asked(machine, "/", token)
+    assert code == 200 and f"/detection/{id}" in text and "the nspawn buoy" in text
+    for path in (f"/detection/{id}", f"/detection/{id}/clip.wav", f"/thumbnail/{id}.jpg", "/effort", "/detections.csv"):
+        assert asked(machine, path, token)[0] == 200, path
+    assert '"listening"' in asked(machine, "/status.json", token)[1]
+    assert asked(machine, f"/detection/{id}/verdict", token, "verdict=orca&note=&reviewer=boot")[0] == 200
+    assert machine.rows(f"SELECT verdict, reviewer FROM detections WHERE id = {id}") == [["orca", "boot"]]
+    assert machine.property("MainPID") == process
+
+
+def test_the_page_can_neither_hurt_the_daemon_nor_the_recordings(machine: Machine) -> None:
+    within = f"nsenter --target={page_property(machine, 'MainPID')} --mount --"
+    for place in ("clips", "snapshots"):
+        done = machine.run(f"{within} touch /var/lib/orcawatch/{place}/x", check=False)
+        assert done.returncode != 0 and "Read-only file system" in done.stderr
+    assert machine.run(f"{within} touch /etc/orcawatch/x /usr/x", check=False).returncode != 0
+    unit = machine.says("cat /etc/systemd/system/orcawatch-web.service")
+    kept = re.findall(r"^(?:User|SystemCall\w+)=.*", unit, re.MULTILINE)
+    signal = f"kill -CONT {machine.property('MainPID')}"
+    assert len(kept) == 5 and "not permitted" in in_sandbox(machine, kept, signal)
+    assert in_sandbox(machine, ["User=orcawatch"], signal) == ""
+    memory_b = int(machine.says("sed -n 's/^MemTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo")) * 1024
+    assert int(page_property(machine, "MemoryMax")) < 0.5 * memory_b
+    weights = [int(machine.says(f"systemctl show {name} -P CPUWeight")) for name in ("orcawatch-web", "orcawatch")]
+    assert weights[0] * 10 <= weights[1]
+
+
+def in_sandbox(machine: Machine, sandbox: list[str], command: str) -> str:
+    """What a shell says that runs a command in a sandbox."""
+    properties = " ".join(f"--property={shlex.quote(line)}" for line in sandbox)
+    line = shlex.quote(f"exec 2>&1; {command}")
+    return machine.run(f"systemd-run --wait --pipe --quiet {properties} /bin/sh -c {line}", check=False).stdout
+
+
+def test_a_page_that_is_killed_comes_back_and_a_daemon_that_is_stopped_does_not_take_it_along(
+    machine: Machine,
+) -> None:
+    page, daemon = page_property(machine, "MainPID"), machine.property("MainPID")
+    machine.run(f"kill -9 {page}")
+    machine.wait_for("the page", lambda: asked(machine, "/healthz")[0] == 200)
+    assert page_property(machine, "MainPID") not in (page, "0") and machine.property("MainPID") == daemon
+    machine.run("systemctl stop orcawatch")
+    token = machine.says("cat /var/lib/orcawatch/web-token")
+    assert asked(machine, "/", token)[0] == 200 and '"listening"' not in asked(machine, "/status.json", token)[1]
+    machine.run("systemctl start orcawatch")
+    machine.wait_for("capture", lambda: len(processes(machine)) == 2)
+
+
 def test_the_watchdog_ends_a_daemon_that_hangs(machine: Machine) -> None:
     process, before = machine.property("MainPID"), acknowledged(machine)
     restarts = int(machine.property("NRestarts"))
@@ -204,6 +286,7 @@ def test_a_power_cut_costs_no_detection(machine: Machine) -> None:
     machine.boot()
     assert machine.run("test -s /srv/unwritten", check=False).returncode != 0  # the cut was one
     machine.wait_for("the service by itself", lambda: machine.property("ActiveState") == "active")
+    machine.wait_for("the page by itself", lambda: asked(machine, "/healthz")[0] == 200)
     assert acknowledged(machine)[: len(before)] == before
     machine.wait_for("the ledger's gap", lambda: not_running(machine) == 2)
     assert machine.rows("PRAGMA integrity_check") == [["ok"]]
@@ -234,6 +317,7 @@ def test_the_ledger_accounts_for_every_second(machine: Machine) -> None:
 def test_uninstalling_keeps_the_data_until_it_is_purged(machine: Machine) -> None:
     machine.run("orcawatch deploy uninstall")
     assert machine.property("LoadState") == "not-found"
+    assert page_property(machine, "LoadState") == "not-found" and asked(machine, "/healthz")[0] == 0
     assert processes(machine) == set()
     assert machine.run(f"test -s /var/lib/orcawatch/detections.sqlite -a -s {SETTINGS}").returncode == 0
     machine.run("orcawatch deploy uninstall --purge --yes")
