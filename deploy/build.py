@@ -22,6 +22,7 @@ from ..ensemble import Ensemble
 from ..errors import InputError
 from ..interpreter import runtime_name
 from ..metrics import Interval, auc_interval, clip_means, event_thresholds
+from ..spectrogram import prominence
 from . import cascade as cascades
 from .card import model_card
 from .models import Exported, exported
@@ -134,7 +135,7 @@ def _pass(run: Run, manifest: Mapping[str, Any], files: Mapping[str, bytes], pro
 
 def _choose(run: Run, plan: Plan, models: Mapping[str, Exported], progress: Progress) -> Cascade:
     """The cascade, from the devel windows through a bundle with all heads that its backbones can serve."""
-    if plan.most_lost is None or len(models) == 1:
+    if plan.most_lost is None:
         return Cascade()
     served = tuple(entry["name"] for entry in run.members if set(entry["backbones"]) <= set(models))
     whole = replace(plan, members=served)
@@ -160,6 +161,7 @@ def _scored(run: Run, vote: Sequence[str], passed: Passed) -> cascades.Scored:
         _votes(passed, vote),
         {entry["name"]: entry["backbones"] for entry in run.members},
         needed_backbones(run, vote),
+        passed.prominences,
         passed.milliseconds,
         (devel["label"] == "orca")[devel["window_clip"]],
         devel["group"][devel["window_clip"]],
@@ -287,6 +289,7 @@ class Passed:
     scores : members' confidences, shape (windows, members).
     cascaded : score of each window under the bundle's cascade, shape (windows,).
     gated : whether it has one.
+    prominences : of the spectrograms by backbone, each shape (windows,).
     milliseconds : median processor time of a window by backbone.
     window_ms : the same of all backbones and heads.
     """
@@ -296,6 +299,7 @@ class Passed:
     scores: Array
     cascaded: Array
     gated: bool
+    prominences: Mapping[str, Array]
     milliseconds: Mapping[str, float]
     window_ms: float
 
@@ -316,7 +320,7 @@ def score_windows(run: Run, folder: Path, progress: Progress = iter) -> Passed:
     """Pass every devel window of the run through a bundle, as the edge does, on one thread."""
     ensemble = Ensemble(load_bundle(folder))
     spectrograms = {name: run.spectrograms(name) for name in ensemble.bundle.backbones}
-    scores, cascaded, seconds = [], [], []
+    scores, cascaded, seconds, prominences = [], [], [], []
     for k in progress(range(len(next(iter(spectrograms.values()))))):
         heard = ensemble.hear({name: np.array(stored[k]) for name, stored in spectrograms.items()})
         times = [_seconds(partial(heard.features, [name])) for name in spectrograms]
@@ -324,6 +328,7 @@ def score_windows(run: Run, folder: Path, progress: Progress = iter) -> Passed:
         scores.append(ensemble.all_members(heard))
         seconds.append([*times, time.process_time() - start])
         cascaded.append(ensemble.channel(heard)[1])
+        prominences.append([prominence(heard.spectrogram(name)) for name in spectrograms])
     medians = np.median(seconds, axis=0) * 1e3
     return Passed(
         ensemble.bundle.members,
@@ -331,6 +336,7 @@ def score_windows(run: Run, folder: Path, progress: Progress = iter) -> Passed:
         np.stack(scores),
         np.array(cascaded),
         bool(ensemble.cascade.gates),
+        dict(zip(spectrograms, np.transpose(prominences))),
         dict(zip(spectrograms, medians.tolist())),
         float(np.median(np.sum(seconds, axis=1))) * 1e3,
     )

@@ -1,7 +1,8 @@
 """The cascade of a bundle, chosen on the devel windows: cheap backbones first, the heavier ones where they can matter.
 
-After the cheapest backbones a *gate* takes the average confidence of members that need no others. Where that is below
-the gate's threshold the vote is not taken on this channel (see `orcawatch.cascade.Gate`). Chosen are, for every stage,
+Before any backbone a *gate* looks at how far anything stands out of the background; after the cheapest backbones it
+takes the average confidence of members that need no others. Where that sign is below the gate's threshold the vote is
+not taken on this channel (see `orcawatch.cascade.Gate`). Chosen are, for every stage,
 the members and the threshold that stop most windows while, of the windows whose full vote is at or above the stop
 threshold of events, at most a stated share (`--most-lost`) is stopped: not the share that was counted, but the upper
 end of its 95 % interval, recordings resampled. Of all ways to lay out stages the one is taken that costs the least time
@@ -41,6 +42,7 @@ class Scored:
     vote : the full vote, shape (windows,).
     backbones_of : the backbones that a member listens to.
     needed : the backbones that the vote listens to.
+    prominences : of the spectrograms by backbone, each shape (windows,).
     milliseconds : per window, by backbone.
     orca : True for windows of orca clips, shape (windows,).
     recordings : of each window, shape (windows,).
@@ -52,6 +54,7 @@ class Scored:
     vote: Floats
     backbones_of: Mapping[str, Sequence[str]]
     needed: Sequence[str]
+    prominences: Mapping[str, Floats]
     milliseconds: Mapping[str, float]
     orca: Flags
     recordings: NDArray[Any]
@@ -60,6 +63,7 @@ class Scored:
     def part(self, kept: Flags) -> Scored:
         """Some of the windows."""
         cut = {name: getattr(self, name)[kept] for name in ("scores", "vote", "orca", "recordings")}
+        cut["prominences"] = {name: found[kept] for name, found in self.prominences.items()}
         return replace(self, **cut)
 
 
@@ -71,11 +75,16 @@ def choose(scored: Scored, most_lost: float) -> Cascade:
     scored : the devel windows through the exported bundle.
     most_lost : upper end of the share of called windows that all gates together may stop.
     """
-    order = sorted(scored.milliseconds, key=lambda name: (scored.milliseconds[name], name))
-    stages = [tuple(order[:count]) for count in range(1, len(order)) if not set(scored.needed) <= set(order[:count])]
+    order = by_cost(scored)
+    stages = [tuple(order[:count]) for count in range(len(order)) if not set(scored.needed) <= set(order[:count])]
     layouts = chain.from_iterable(combinations(stages, count) for count in range(len(stages) + 1))
     found = [Cascade(_gates(scored, layout, most_lost), scored.stop) for layout in layouts]
     return min(found, key=lambda cascade: (cost(scored, cascade, ~scored.orca), len(cascade.gates)))
+
+
+def by_cost(scored: Scored) -> list[str]:
+    """The backbones, the cheapest first."""
+    return sorted(scored.milliseconds, key=lambda name: (scored.milliseconds[name], name))
 
 
 def _gates(scored: Scored, layout: Sequence[tuple[str, ...]], most_lost: float) -> tuple[Gate, ...]:
@@ -90,40 +99,44 @@ def _gates(scored: Scored, layout: Sequence[tuple[str, ...]], most_lost: float) 
 
 def _gate(scored: Scored, heard: tuple[str, ...], passing: Flags, most_lost: float, name: str) -> Gate | None:
     """The members and the threshold that stop the most noise; None where nothing can be stopped."""
-    able = [one for one in scored.members if set(scored.backbones_of[one]) <= set(heard)]
+    able = [one for one in scored.members if set(scored.backbones_of[one]) <= set(heard)] if heard else []
     groups = chain.from_iterable(combinations(able, count) for count in range(1, len(able) + 1))
-    found = [(group, threshold(scored, average(scored, group), passing, most_lost)) for group in groups]
-    stopped = {group: passing & (average(scored, group) < lowest) for group, lowest in found}
-    if not stopped:
-        return None
-    best, lowest = max(found, key=lambda one: (np.count_nonzero(stopped[one[0]] & ~scored.orca), -len(one[0])))
+    drafts = [Gate(heard, group, name, "", 0, 0, 0) for group in groups]
+    if not heard:
+        drafts = [Gate((), (), "", by_cost(scored)[0], 0, 0, 0)]
+    gates = [replace(gate, threshold=threshold(scored, sign(scored, gate), passing, most_lost)) for gate in drafts]
+    stopped = [passing & (sign(scored, gate) < gate.threshold) for gate in gates]
+    best = max(range(len(gates)), key=lambda k: (np.count_nonzero(stopped[k] & ~scored.orca), -len(gates[k].members)))
     if np.count_nonzero(stopped[best]) < LEAST_STOPPED:
         return None
-    return Gate(heard, best, name, lowest, *_line(average(scored, best)[stopped[best]], scored.vote[stopped[best]]))
+    intercept, slope = _line(sign(scored, gates[best])[stopped[best]], scored.vote[stopped[best]])
+    return replace(gates[best], intercept=intercept, slope=slope)
 
 
-def average(scored: Scored, members: Sequence[str]) -> Floats:
-    """Mean confidence of these members, shape (windows,)."""
-    return np.asarray(scored.scores[:, [list(scored.members).index(name) for name in members]].mean(axis=1))
+def sign(scored: Scored, gate: Gate) -> Floats:
+    """What a gate goes by, shape (windows,)."""
+    if gate.prominence_of:
+        return scored.prominences[gate.prominence_of]
+    return np.asarray(scored.scores[:, [list(scored.members).index(name) for name in gate.members]].mean(axis=1))
 
 
-def threshold(scored: Scored, averages: Floats, passing: Flags, most_lost: float) -> float:
+def threshold(scored: Scored, signs: Floats, passing: Flags, most_lost: float) -> float:
     """The highest threshold that keeps the bound, less `MARGIN`; -inf where no window is called.
 
     Parameters
     ----------
-    averages : of the gate's members, shape (windows,).
+    signs : what the gate goes by, shape (windows,).
     passing : the windows that came through the gates before; those that did not are lost already.
     most_lost : upper end of the share lost, all gates together.
     """
     called = scored.vote >= scored.stop
     if not called.any():
         return -np.inf
-    candidates = np.sort(averages[called & passing])
+    candidates = np.sort(signs[called & passing])
     low, high = 0, len(candidates) - 1  # the number of windows lost at this gate
     while low < high:
         middle = (low + high + 1) // 2
-        lost = called & (~passing | (averages < candidates[middle]))
+        lost = called & (~passing | (signs < candidates[middle]))
         low, high = (middle, high) if upper_share(lost, called, scored.recordings) <= most_lost else (low, middle - 1)
     return float(candidates[low]) - MARGIN if len(candidates) else -np.inf
 
@@ -136,19 +149,19 @@ def upper_share(lost: Flags, called: Flags, recordings: NDArray[Any]) -> float:
     return float(np.percentile(times @ np.bincount(index, lost[called], len(number)) / (times @ number), 97.5))
 
 
-def _line(averages: Floats, votes: Floats) -> tuple[float, float]:
+def _line(signs: Floats, votes: Floats) -> tuple[float, float]:
     """Intercept and slope of the least-squares line, the slope at least 0."""
-    centred = averages - averages.mean(dtype=np.float64)
+    centred = signs - signs.mean(dtype=np.float64)
     spread = float(centred @ centred)
     slope = max(0.0, float(centred @ votes) / spread) if spread > 0 else 0.0
-    return float(votes.mean(dtype=np.float64) - slope * averages.mean(dtype=np.float64)), slope
+    return float(votes.mean(dtype=np.float64) - slope * signs.mean(dtype=np.float64)), slope
 
 
 def pass_gates(scored: Scored, gates: Sequence[Gate]) -> NDArray[np.int64]:
     """How many gates each window passes, shape (windows,)."""
     passed = np.zeros(len(scored.vote), np.int64)
     for number, gate in enumerate(gates):
-        passed += (passed == number) & (average(scored, gate.members) >= gate.threshold)
+        passed += (passed == number) & (sign(scored, gate) >= gate.threshold)
     return passed
 
 
@@ -157,8 +170,8 @@ def channel_scores(scored: Scored, cascade: Cascade) -> Floats:
     passed, found = pass_gates(scored, cascade.gates), np.array(scored.vote, np.float64)
     for number, gate in enumerate(cascade.gates):
         stopped = passed == number
-        averages = average(scored, gate.members)[stopped]
-        found[stopped] = [gate.score(float(one), cascade.holds_from) for one in averages]
+        signs = sign(scored, gate)[stopped]
+        found[stopped] = [gate.score(float(one), cascade.holds_from) for one in signs]
     return found
 
 

@@ -85,7 +85,7 @@ def export_heads(
         return _vote_relevance(voting, dict(zip(sizes, features)))
 
     signatures = {"score": _scoring(heads, specs), "explain": (explain, list(specs.values()))}
-    for gate in gates:
+    for gate in (one for one in gates if one.members):
         by_name = {head["name"]: head for head in heads}
         heard = {name: specs[name] for name in gate.backbones}
         signatures[gate.signature] = _scoring([by_name[name] for name in gate.members], heard)

@@ -16,30 +16,31 @@ import numpy as np
 class Gate:
     """One stage of the cascade: after the cheap backbones, whether the heavier ones can matter on this channel.
 
-    Where the average confidence of `members` is below `threshold`, the vote is not taken: the channel's score is
-    `intercept + slope * average`, kept below the threshold at which events stop, so that no event starts or goes on.
+    Its sign is the average confidence of `members`, or, before any backbone, how far anything stands out of the
+    background. Where the sign is below `threshold`, the vote is not taken: the channel's score is
+    `intercept + slope * sign`, kept below the threshold at which events stop, so that no event starts or goes on.
 
     Attributes
     ----------
-    backbones : heard by then, the cheapest first.
+    backbones : heard by then, the cheapest first; none for the gate that looks at the spectrogram alone.
     members : whose confidences are averaged; they need none but these backbones.
     signature : of the heads' file: features of `backbones` -> confidences of `members`.
-    threshold : of the average, chosen by `orcawatch.deploy.cascade`.
+    prominence_of : the backbone whose spectrogram is looked at where there are no members (`spectrogram.prominence`).
+    threshold : of the sign, chosen by `orcawatch.deploy.cascade`.
     intercept, slope : the line through the vote of the channels that were stopped here.
     """
 
     backbones: tuple[str, ...]
     members: tuple[str, ...]
     signature: str
+    prominence_of: str
     threshold: float
     intercept: float
     slope: float
 
-    def score(self, average: float, below: float) -> float:
+    def score(self, sign: float, below: float) -> float:
         """The channel's score where the gate stops it: 0 or more, and less than `below`."""
-        return float(
-            min(max(self.intercept + self.slope * average, 0.0), np.nextafter(np.float32(below), np.float32(0)))
-        )
+        return float(min(max(self.intercept + self.slope * sign, 0.0), np.nextafter(np.float32(below), np.float32(0))))
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def cascade_from(found: Mapping[str, Any] | None) -> Cascade:
             tuple(entry["backbones"]),
             tuple(entry["members"]),
             str(entry["signature"]),
+            str(entry["prominence_of"]),
             float(entry["threshold"]),
             float(entry["intercept"]),
             float(entry["slope"]),
@@ -82,19 +84,26 @@ def check_cascade(
 ) -> None:
     """Raise ValueError where gates do not fit each other, or the bundle's members and backbones."""
     heard = set[str]()
-    for gate in cascade.gates:
+    for number, gate in enumerate(cascade.gates):
+        if number == 0 and not gate.backbones and not gate.members and gate.prominence_of in backbones:
+            _check_numbers(gate)
+            continue
         if not heard < set(gate.backbones) < set(backbones):
             raise ValueError(
                 f"each gate of the cascade must hear more of {list(backbones)} than the one before, and not all of "
                 f"them; not {list(gate.backbones)} after {sorted(heard)}"
             )
         heard = set(gate.backbones)
-        if not gate.members or not set(gate.members) <= set(members):
+        if not gate.members or not set(gate.members) <= set(members) or gate.prominence_of:
             raise ValueError(f"a gate must name members of {list(members)}, not {list(gate.members)}")
         if not set(backbones_of(gate.members)) <= heard:
             raise ValueError(f"{list(gate.members)} need other backbones than their gate's {sorted(heard)}")
-        if not all(np.isfinite([gate.threshold, gate.intercept, gate.slope])) or gate.slope < 0:
-            raise ValueError("a gate's threshold, intercept and slope must be finite, and the slope at least 0")
+        _check_numbers(gate)
+
+
+def _check_numbers(gate: Gate) -> None:
+    if not all(np.isfinite([gate.threshold, gate.intercept, gate.slope])) or gate.slope < 0:
+        raise ValueError("a gate's threshold, intercept and slope must be finite, and the slope at least 0")
 
 
 def cascade_lines(found: Mapping[str, Any] | None) -> Iterator[str]:
@@ -103,9 +112,12 @@ def cascade_lines(found: Mapping[str, Any] | None) -> Iterator[str]:
         yield "none: every backbone is heard on every window"
         return
     for gate in found["gates"]:
-        yield (
-            f"{' + '.join(gate['backbones'])} first: on from {gate['threshold']:.4f} of {' + '.join(gate['members'])}"
-        )
+        if gate["prominence_of"]:
+            of, least = gate["prominence_of"], gate["threshold"]
+            yield f"nothing but the spectrogram of {of} first: on from a prominence of {least:.2f}"
+        else:
+            heard, members = " + ".join(gate["backbones"]), " + ".join(gate["members"])
+            yield f"{heard} first: on from {gate['threshold']:.4f} of {members}"
     if shown := found.get("evidence"):
         yield from _evidence_lines(shown)
 

@@ -11,7 +11,7 @@ from .backbone import EdgeBackbone
 from .bundle import Bundle
 from .interpreter import Model, Shapes
 from .records import Window, WindowScore
-from .spectrogram import FrontEnd
+from .spectrogram import FrontEnd, prominence
 
 Array = NDArray[np.float32]
 
@@ -93,7 +93,7 @@ class Ensemble:
         sizes: Shapes = {name: (1, entry.feature_size) for name, entry in bundle.backbones.items()}
         self._heads.require("score", sizes, {"scores": (1, len(bundle.members))})
         self._heads.require("explain", sizes, sizes)
-        for gate in bundle.cascade.gates:
+        for gate in (one for one in bundle.cascade.gates if one.members):
             heard = {name: sizes[name] for name in gate.backbones}
             self._heads.require(gate.signature, heard, {"scores": (1, len(gate.members))})
 
@@ -138,10 +138,14 @@ class Ensemble:
         for gate in self.cascade.gates:
             if set(needed) <= set(gate.backbones):
                 break
-            scores = self._heads.call(gate.signature, heard.features(gate.backbones))["scores"][0]
-            members[self._columns(gate.members)] = scores
-            if (average := float(scores.mean())) < gate.threshold:
-                return members, gate.score(average, self.cascade.holds_from)
+            if gate.members:
+                scores = self._heads.call(gate.signature, heard.features(gate.backbones))["scores"][0]
+                members[self._columns(gate.members)] = scores
+                sign = float(scores.mean())
+            else:
+                sign = prominence(heard.spectrogram(gate.prominence_of))
+            if sign < gate.threshold:
+                return members, gate.score(sign, self.cascade.holds_from)
         taken = self._taken(heard, needed)
         members = np.where(np.isnan(taken), members, taken)
         return members, float(members[self._columns(vote)].mean())

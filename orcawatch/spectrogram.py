@@ -25,6 +25,7 @@ POWER_NORMALISATIONS = ("peak", "band_floor")
 FLOOR_RANK = 20  # of a window's 96 frames: about the 20th percentile
 LEAST_MAGNITUDE = 1e-12  # a mean below it counts as digital silence
 LEAST_POWER = 1e-24
+PATCH = (8, 2)  # frames and bands: 80 ms of one partial
 
 
 class FrontEnd(Protocol):
@@ -137,6 +138,19 @@ def below_peak(power: Array, range_db: float) -> Array:
     peak = np.maximum(power.max(axis=(-2, -1), keepdims=True), np.float32(LEAST_POWER))
     level_db = 10 * np.log10(np.maximum(power / peak, np.float32(10 ** (-range_db / 10))))
     return np.asarray(np.maximum(1 + level_db / np.float32(range_db), 0), np.float32)
+
+
+def prominence(spectrogram: Array) -> float:
+    """How far the most prominent patch of a finished spectrogram stands out: the highest mean of `PATCH` cells.
+
+    Parameters
+    ----------
+    spectrogram : shape (frames, bands), normalised by `band_floor`: levels above each band's floor.
+    """
+    frames, bands = PATCH
+    sums = sum(spectrogram[:, band : spectrogram.shape[1] - bands + 1 + band] for band in range(bands))
+    running = np.cumsum(np.pad(np.asarray(sums, np.float64), ((1, 0), (0, 0))), axis=0)
+    return float((running[frames:] - running[:-frames]).max()) / (frames * bands)
 
 
 class Framed:

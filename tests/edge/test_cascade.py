@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from orcawatch.cascade import Cascade, Gate, cascade_from, cascade_lines, check_
 from orcawatch.config import Settings, overridden
 from orcawatch.daemon import Shared, warn_of_cascade
 
-GATE = Gate(("cheap",), ("cheap_neg",), "gate_1", 0.02, -0.01, 2.0)
+GATE = Gate(("cheap",), ("cheap_neg",), "gate_1", "", 0.02, -0.01, 2.0)
+STILL = Gate((), (), "", "cheap", 1.2, 0.0, 0.01)
 CASCADE = Cascade((GATE,), 0.3)
 NEEDS = {"cheap_neg": ("cheap",), "cheap": ("cheap",), "fusion": ("cheap", "heavy")}
 EVIDENCE = {
@@ -41,6 +43,9 @@ def test_a_manifest_without_a_cascade_has_none() -> None:
     described = {"gates": [vars(GATE)], "holds_from": 0.3}
     assert cascade_from(described) == CASCADE
     assert list(cascade_lines(described)) == ["cheap first: on from 0.0200 of cheap_neg"]
+    still = {"gates": [vars(STILL)], "holds_from": 0.3}
+    assert cascade_from(still).gates == (STILL,)
+    assert list(cascade_lines(still)) == ["nothing but the spectrogram of cheap first: on from a prominence of 1.20"]
 
 
 def test_the_evidence_is_told() -> None:
@@ -58,15 +63,22 @@ def test_the_evidence_is_told() -> None:
     ("gates", "told"),
     [
         ([GATE, GATE], "more of"),
-        ([Gate(("cheap", "heavy"), ("cheap",), "g", 0, 0, 0)], "not all of them"),
-        ([Gate(("cheap",), ("other",), "g", 0, 0, 0)], "must name members"),
-        ([Gate(("cheap",), ("fusion",), "g", 0, 0, 0)], "need other backbones"),
-        ([Gate(("cheap",), ("cheap",), "g", float("nan"), 0, 0)], "finite"),
-        ([Gate(("cheap",), ("cheap",), "g", 0, 0, -1)], "at least 0"),
+        ([GATE, STILL], "more of"),
+        ([STILL, STILL], "more of"),
+        ([replace(STILL, prominence_of="other")], "more of"),
+        ([replace(STILL, threshold=float("inf"))], "finite"),
+        ([replace(GATE, prominence_of="cheap")], "must name members"),
+        ([replace(GATE, backbones=("cheap", "heavy"))], "not all of them"),
+        ([replace(GATE, members=("other",))], "must name members"),
+        ([replace(GATE, members=("fusion",))], "need other backbones"),
+        ([replace(GATE, threshold=float("nan"))], "finite"),
+        ([replace(GATE, slope=-1)], "at least 0"),
     ],
 )
 def test_gates_that_do_not_fit_are_refused(gates: list[Gate], told: str) -> None:
     check_cascade(CASCADE, tuple(NEEDS), ("cheap", "heavy"), backbones_of)
+    check_cascade(Cascade((STILL, GATE), 0.3), tuple(NEEDS), ("cheap", "heavy"), backbones_of)
+    check_cascade(Cascade((STILL,), 0.3), ("cheap",), ("cheap",), backbones_of)
     with pytest.raises(ValueError, match=told):
         check_cascade(Cascade(tuple(gates), 0.3), tuple(NEEDS), ("cheap", "heavy"), backbones_of)
 

@@ -16,6 +16,7 @@ from orcawatch.spectrogram import (
     front_end_from_dict,
     linear_matrix,
     mel_matrix,
+    prominence,
     resize_matrix,
     rows_of,
 )
@@ -259,3 +260,18 @@ def test_power_refuses(constants: dict[str, object], words: str) -> None:
         front_end_from_dict({"kind": "linear_power", **constants})
     with pytest.raises(AudioError, match="at least 10300 Hz, not 8000 Hz"):
         RowStream(POWER, 8000, 1)
+
+
+def test_prominence_is_that_of_the_best_patch_by_a_plain_loop() -> None:
+    generator = np.random.default_rng(0)
+    for shape in ((96, 64), (8, 2), (139, 139)):
+        found = generator.exponential(size=shape).astype(np.float32)
+        means = [
+            found[row : row + 8, band : band + 2].mean(dtype=np.float64)
+            for row in range(shape[0] - 7)
+            for band in range(shape[1] - 1)
+        ]
+        assert prominence(found) == pytest.approx(max(means), rel=1e-6)
+    call = np.zeros((96, 64), np.float32)
+    call[40:50, 20:22] = 3
+    assert prominence(call) == pytest.approx(3) and prominence(call * 0) == 0

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from orcawatch.bundle import load_bundle, manifest_digest
-from orcawatch.cascade import Cascade
+from orcawatch.cascade import Cascade, Gate
 from orcawatch.config import Settings, overridden
 from orcawatch.deploy import cascade as cascades
 from orcawatch.deploy.build import build_bundle, plan_bundle, verify_bundle
@@ -19,14 +22,14 @@ from orcawatch.deploy.run import Run
 from orcawatch.ensemble import Ensemble
 from orcawatch.errors import BundleError, InputError
 from orcawatch.records import Window
-from orcawatch.spectrogram import FrontEnd
+from orcawatch.spectrogram import FrontEnd, prominence
 
 VOTE = ("small_mel_neg", "small_power", "fusion_neg")
 STOP = 0.5
 CLIPS, WINDOWS = 200, 800
 
 
-def scored(seed: int = 0, noise: float = 0.05) -> Scored:
+def scored(seed: int = 0, noise: float = 0.05, prominent: float = 9.0) -> Scored:
     """Devel windows where the cheap backbone's second member tells of the vote, and its first one nothing."""
     generator = np.random.default_rng(seed)
     orca = np.repeat(np.arange(CLIPS) % 4 == 0, WINDOWS // CLIPS)
@@ -39,6 +42,7 @@ def scored(seed: int = 0, noise: float = 0.05) -> Scored:
         vote,
         {"blind": ["a"], "cheap": ["a"], "middle": ["a", "b"], "heavy": ["a", "b", "c"]},
         ["b", "c"],
+        {name: np.clip(vote + generator.normal(0, prominent, WINDOWS), 0, 1) for name in "abc"},
         {"c": 14.0, "a": 4.0, "b": 7.0},
         orca,
         np.repeat(np.arange(CLIPS) // 4, WINDOWS // CLIPS).astype(str),
@@ -56,6 +60,17 @@ def test_the_cheapest_backbone_gates_with_the_member_that_tells() -> None:
     assert (first.backbones, first.members, found.holds_from) == (("a",), ("cheap",), STOP)
     assert first.slope == pytest.approx(1, abs=0.3)
     assert [gate.backbones for gate in found.gates] in ([("a",)], [("a",), ("a", "b")])
+
+
+def test_where_nothing_stands_out_no_backbone_is_heard() -> None:
+    windows = scored(prominent=0.1)
+    first = choose(windows, 0.01).gates[0]
+    assert (first.backbones, first.members, first.prominence_of) == ((), (), "a")
+    assert cascades.cost(windows, Cascade((first,), STOP), ~windows.orca) < 10
+    alone = replace(
+        windows, milliseconds={"a": 4.0}, needed=["a"], backbones_of={name: ["a"] for name in windows.members}
+    )
+    assert [gate.prominence_of for gate in choose(alone, 0.01).gates] == ["a"]
 
 
 @pytest.mark.parametrize("most_lost", [0.0, 0.01, 0.1])
@@ -85,20 +100,22 @@ def test_the_upper_end_of_the_share_lost_is_that_of_resampled_recordings() -> No
     )
 
 
-def test_scores_and_cost_are_those_of_a_plain_loop() -> None:
-    windows = scored(noise=0.2)
+@pytest.mark.parametrize("prominent", [0.2, 9.0])
+def test_scores_and_cost_are_those_of_a_plain_loop(prominent: float) -> None:
+    windows = scored(noise=0.2, prominent=prominent)
     found = choose(windows, 0.05)
     assert found.gates
     expected, milliseconds = [], []
     for k in range(WINDOWS):
         score, spent = windows.vote[k], 25.0
         for gate in found.gates:
-            average = np.mean([windows.scores[k, windows.members.index(name)] for name in gate.members])
+            named = [windows.scores[k, windows.members.index(name)] for name in gate.members]
+            average = np.mean(named) if named else windows.prominences["a"][k]
             if average < gate.threshold:
                 score = min(
                     max(gate.intercept + gate.slope * average, 0), np.nextafter(np.float32(STOP), np.float32(0))
                 )
-                spent = {1: 4.0, 2: 11.0}[len(gate.backbones)]
+                spent = {0: 0.0, 1: 4.0, 2: 11.0}[len(gate.backbones)]
                 break
         expected.append(score)
         milliseconds.append(spent)
@@ -134,24 +151,41 @@ def test_evidence_tells_what_is_lost() -> None:
     assert cascades.evidence(windows, found, cascaded, few, 0.6, 0.05, draws=20, seed=1)["left_out"] is None
 
 
+def halves(scored: Scored, most_lost: float) -> Cascade:
+    """Two gates, each of which stops half of what comes: the tiny networks know nothing, so that few would be chosen."""
+    drafts = [
+        Gate((), (), "", "small_mel", 0, 0.1, 0.2),
+        Gate(("small_mel",), ("small_mel", "small_mel_neg"), "gate_2", "", 0, 0.0, 1.5),
+    ]
+    gates: list[Gate] = []
+    for gate in drafts:
+        passing = cascades.pass_gates(scored, gates) == len(gates)
+        gates.append(replace(gate, threshold=float(np.median(cascades.sign(scored, gate)[passing]))))
+    return Cascade(tuple(gates), scored.stop)
+
+
 @pytest.fixture(scope="module")
 def cascaded(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the tiny run, which may lose much: its networks know nothing."""
+    """A bundle of the tiny run with these two gates."""
     folder = tmp_path_factory.mktemp("cascade") / "bundle"
-    variants = dict.fromkeys(run.backbones, "float32")
-    build_bundle(run, folder, plan_bundle(run, variants, VOTE, most_lost=0.7))
+    plan = plan_bundle(run, dict.fromkeys(run.backbones, "float32"), VOTE, most_lost=0.01)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cascades, "choose", halves)
+        build_bundle(run, folder, plan)
     return folder
 
 
 def test_a_bundle_holds_its_cascade_with_its_evidence(run: Run, cascaded: Path) -> None:
     bundle = load_bundle(cascaded)
-    (gate,) = bundle.cascade.gates
     assert bundle.cascade.holds_from == bundle.stop_threshold
-    assert len(gate.backbones) == 1 and set(bundle.backbones_of(gate.members)) == set(gate.backbones)
-    assert set(bundle.members) == {*VOTE, *gate.members}
+    assert [(gate.backbones, gate.prominence_of) for gate in bundle.cascade.gates] == [
+        ((), "small_mel"),
+        (("small_mel",), ""),
+    ]
+    assert set(bundle.members) == {*VOTE, "small_mel", "small_mel_neg"}
     shown = bundle.manifest["cascade"]["evidence"]
-    assert shown["most_lost"] == 0.7 and shown["lost_upper"] <= 0.7
-    assert shown["milliseconds"]["cascade"] <= shown["milliseconds"]["full"]
+    assert shown["most_lost"] == 0.01 and 0 < shown["lost"] <= shown["called"]
+    assert shown["milliseconds"]["cascade"] < shown["milliseconds"]["full"]
     assert f"ROC AUC {shown['auc']:.4f}" in (cascaded / "model-card.md").read_text()
     verified = verify_bundle(run, cascaded)
     assert verified.auc["cascade"].value == pytest.approx(shown["auc"])
@@ -173,34 +207,47 @@ def windows_of(folder: Path) -> list[Window]:
 
 
 def test_the_edge_follows_the_cascade_as_it_is_defined(cascaded: Path) -> None:
-    """Where a channel passes, its score is the full vote; where not, the line, and the heavy backbone is not run."""
+    """Where a channel passes, its score is the full vote; where not, the line, and no other backbone is run."""
     bundle = load_bundle(cascaded)
-    (gate,) = bundle.cascade.gates
-    columns = [[bundle.members.index(name) for name in names] for names in (gate.members, bundle.vote)]
+    still, heard = bundle.cascade.gates
     whole, ensemble = Ensemble(bundle), Ensemble(bundle)
     whole.cascade = Cascade()
-    (heavy,) = set(bundle.backbones) - set(gate.backbones)
-    runs = []
-    features = ensemble._backbones[heavy].features
-    ensemble._backbones[heavy].features = lambda patch: runs.append(1) or features(patch)  # type: ignore[method-assign,assignment,func-returns-value]
-    stopped = 0
+    runs: Counter[str] = Counter()
+    for name, backbone in ensemble._backbones.items():
+        backbone.features = counted(backbone.features, name, runs)  # type: ignore[method-assign]
+    ends: Counter[str] = Counter()
     for window in windows_of(cascaded):
         full, found = whole.score(window), ensemble.score(window)
         for channel in range(4):
-            average = full.member_scores[channel, columns[0]].mean()
-            if average >= gate.threshold:
-                np.testing.assert_allclose(found.member_scores[channel], full.member_scores[channel], atol=1e-6)
-                assert found.channel_scores[channel] == pytest.approx(full.channel_scores[channel], abs=1e-6)
+            finished = bundle.backbones["small_mel"].front_end.finish(window.rows["small_mel"][channel])
+            average = full.member_scores[channel, [bundle.members.index(name) for name in heard.members]].mean()
+            score = found.channel_scores[channel]
+            if prominence(finished) < still.threshold:
+                ends["still"] += 1
+                assert score == pytest.approx(still.score(prominence(finished), bundle.stop_threshold))
+                assert np.isnan(found.member_scores[channel]).all()
+            elif average < heard.threshold:
+                ends["heard"] += 1
+                assert score == pytest.approx(heard.score(average, bundle.stop_threshold), abs=1e-5)
+                known = [name in heard.members for name in bundle.members]
+                assert (np.isnan(found.member_scores[channel]) == np.logical_not(known)).all()
             else:
-                stopped += 1
-                assert found.channel_scores[channel] == pytest.approx(
-                    gate.score(average, bundle.stop_threshold), abs=1e-5
-                )
-                assert found.channel_scores[channel] < bundle.stop_threshold
-                unheard = [heavy in bundle.backbones_of([name]) for name in bundle.members]
-                assert np.isnan(found.member_scores[channel, unheard]).all()
+                ends["voted"] += 1
+                np.testing.assert_allclose(found.member_scores[channel], full.member_scores[channel], atol=1e-6)
+                assert score == pytest.approx(full.channel_scores[channel], abs=1e-6)
         assert found.score == np.nanmax(found.channel_scores)
-    assert 0 < stopped < 80 and len(runs) == 80 - stopped
+    assert min(ends.values()) > 0 and len(ends) == 3 and sum(ends.values()) == 80
+    assert runs == {"small_mel": ends["heard"] + ends["voted"], "small_power": ends["voted"]}
+
+
+def counted(features: Callable[[Any], Any], name: str, runs: Counter[str]) -> Callable[[Any], Any]:
+    """The same function, which counts its calls."""
+
+    def call(patch: Any) -> Any:
+        runs[name] += 1
+        return features(patch)
+
+    return call
 
 
 def test_thresholds_below_those_of_the_cascade_take_it_away(cascaded: Path) -> None:
@@ -213,7 +260,7 @@ def test_thresholds_below_those_of_the_cascade_take_it_away(cascaded: Path) -> N
 
 
 def test_inspect_and_the_maker_show_it(run: Run, cascaded: Path, tmp_path: Path) -> None:
-    arguments = ["bundle", str(run.root), str(tmp_path / "b"), "--quantization", "float32", "--most-lost", "0.7"]
+    arguments = ["bundle", str(run.root), str(tmp_path / "b"), "--quantization", "float32", "--most-lost", "0.9"]
     done = CliRunner().invoke(deploy, arguments, catch_exceptions=False)
     assert "cascade: backbones take" in done.output
     none = CliRunner().invoke(deploy, [*arguments[:2], str(tmp_path / "c"), "--no-cascade"], catch_exceptions=False)
@@ -221,12 +268,15 @@ def test_inspect_and_the_maker_show_it(run: Run, cascaded: Path, tmp_path: Path)
     assert "cascade" not in load_bundle(tmp_path / "c").manifest
 
 
-def test_a_gate_may_be_a_backbone_outside_the_vote(run: Run, tmp_path: Path) -> None:
+def test_a_gate_may_be_a_backbone_outside_the_vote(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     variants, alone = dict.fromkeys(run.backbones, "float32"), ("small_power",)
-    build_bundle(run, tmp_path / "b", plan_bundle(run, variants, alone, most_lost=0.9, gates=["small_mel"]))
+    monkeypatch.setattr(cascades, "choose", halves)
+    build_bundle(run, tmp_path / "b", plan_bundle(run, variants, alone, most_lost=0.1, gates=["small_mel"]))
     bundle = load_bundle(tmp_path / "b")
-    assert bundle.vote == alone
-    assert set(bundle.backbones) == ({"small_mel", "small_power"} if bundle.cascade.gates else {"small_power"})
+    assert bundle.vote == alone and list(bundle.backbones) == ["small_mel", "small_power"]
+    monkeypatch.setattr(cascades, "choose", lambda scored, most_lost: Cascade())
+    build_bundle(run, tmp_path / "c", plan_bundle(run, variants, alone, most_lost=0.1, gates=["small_mel"]))
+    assert list(load_bundle(tmp_path / "c").backbones) == ["small_power"]  # a gate that spares nothing is left out
     with pytest.raises(InputError, match=r"gates are backbones of the run, .*; not \['other'\]"):
         plan_bundle(run, variants, alone, most_lost=0.1, gates=["other"])
     with pytest.raises(InputError, match="without one"):
@@ -254,7 +304,7 @@ def test_a_cascade_that_does_not_fit_is_refused(
     shutil.copytree(cascaded, tmp_path / "b")
     path = tmp_path / "b" / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["cascade"]["gates"][0] |= change
+    manifest["cascade"]["gates"][1] |= change
     path.write_text(json.dumps({**manifest, "digest": manifest_digest(manifest)}))
     with pytest.raises(BundleError, match=told):
         Ensemble(load_bundle(tmp_path / "b"))
