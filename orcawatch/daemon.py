@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from dataclasses import replace
 from pathlib import Path
 from threading import Event as Flag
-from threading import Lock
 from types import FrameType
 from typing import Any, Callable
 
@@ -52,7 +51,7 @@ CALM_S = 1.0  # a backlog up to this is none
 
 
 class Shared:
-    """An ensemble that two threads may use: an interpreter does one thing at a time.
+    """An ensemble whose windows are timed; the loop scores with it while the recorder's thread explains events.
 
     Parameters
     ----------
@@ -63,7 +62,6 @@ class Shared:
     def __init__(self, ensemble: Scorer, on_score: Callable[[float], object] = lambda seconds: None) -> None:
         self._ensemble = ensemble
         self._on_score = on_score
-        self._lock = Lock()
 
     @property
     def bundle(self) -> Bundle:
@@ -77,23 +75,20 @@ class Shared:
 
     @cascade.setter
     def cascade(self, cascade: Cascade) -> None:
-        with self._lock:
-            self._ensemble.cascade = cascade
+        self._ensemble.cascade = cascade
 
     def score(
         self, window: Window, columns: Sequence[int] | None = None, vote: Sequence[str] | None = None
     ) -> WindowScore:
         """As the ensemble's."""
-        with self._lock:
-            began_s = time.perf_counter()
-            score = self._ensemble.score(window, columns, vote)
+        began_s = time.perf_counter()
+        score = self._ensemble.score(window, columns, vote)
         self._on_score(time.perf_counter() - began_s)
         return score
 
     def explain(self, window: Window, channel: int) -> dict[str, tuple[Array, Array]]:
         """As the ensemble's."""
-        with self._lock:
-            return self._ensemble.explain(window, channel)
+        return self._ensemble.explain(window, channel)
 
 
 class Upkeep:

@@ -174,8 +174,8 @@ class Stretch:
         self.windows += 1
         ends = list(self._streams)
         parts = np.split(together.transpose(1, 0, 2), np.cumsum([bands(end) for end in ends])[:-1], axis=2)
-        by_front_end = dict(zip(ends, parts))
-        rows = {name: np.ascontiguousarray(by_front_end[end]) for name, end in self._front_ends.items()}
+        by_front_end = dict(zip(ends, map(np.ascontiguousarray, parts)))
+        rows = {name: by_front_end[end] for name, end in self._front_ends.items()}
         return Window(self._position(index), self._position(index + self._grid.frames), rows)
 
     def _position(self, row: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,10 @@ def runtime_name() -> str:
 
 
 class Model:
-    """A TFLite file's signatures as functions from named arrays to named arrays.
+    """A TFLite file's signatures as functions from named arrays to named arrays; threads may share it.
+
+    An interpreter does one thing at a time, so a call waits for the one before: for one signature, never for a whole
+    explanation.
 
     Parameters
     ----------
@@ -59,6 +63,7 @@ class Model:
 
     def __init__(self, path: Path, threads: int = 1) -> None:
         self._path = path
+        self._lock = Lock()
         try:
             self._interpreter = runtime().Interpreter(model_path=str(path), num_threads=threads)
             self._refuse_shared_float16()
@@ -76,7 +81,8 @@ class Model:
 
     def call(self, signature: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one signature on float32 arrays by name; the arrays returned are copies."""
-        return {name: np.array(result) for name, result in self._runner(signature)(**inputs).items()}
+        with self._lock:
+            return {name: np.array(result) for name, result in self._runner(signature)(**inputs).items()}
 
     def require(self, signature: str, inputs: Shapes, outputs: Shapes) -> None:
         """Check a signature's shapes, since an interpreter bends the model to whatever input comes.

@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from orcawatch.bundle import SHIPPED
+from orcawatch.bundle import SHIPPED, load_bundle
 from orcawatch.errors import BundleError
 from orcawatch.interpreter import Model, runtime_name
 
@@ -62,3 +63,25 @@ def test_no_model_is_refused(tmp_path: Path) -> None:
 def test_missing_signature_names_those_there() -> None:
     with pytest.raises(BundleError, match=r"no signature 'listen', only \['explain', 'score'\]"):
         Model(SHIPPED / "heads.tflite").call("listen", {})
+
+
+def test_threads_share_a_model() -> None:
+    """The loop scores while the recorder's thread explains: each gets what it would get alone."""
+    bundle = load_bundle(SHIPPED)
+    model = Model(bundle.folder / bundle.backbones["vggish"].file)
+    generator = np.random.default_rng(0)
+    inputs = [generator.exponential(size=(1, 96, 64, 1)).astype(np.float32) for _ in range(12)]
+    relevance = np.ones((1, 512), np.float32)
+
+    def features(spectrogram: Any) -> Any:
+        return model.call("features", {"spectrogram": spectrogram})["features"]
+
+    def explain(spectrogram: Any) -> Any:
+        return model.call("explain", {"spectrogram": spectrogram, "relevance": relevance})["map"]
+
+    jobs = [(work, one) for one in inputs for work in (features, explain)]
+    alone = [work(one) for work, one in jobs]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda job: job[0](job[1]), jobs))
+    for one, other in zip(alone, together):
+        np.testing.assert_array_equal(one, other)
