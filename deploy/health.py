@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .service import PAGE_UNIT, UNIT, installed_output, run
+from .service import PAGE_UNIT, UNIT, UPLINK_UNIT, installed_output, run
 
 DATABASE = "detections.sqlite"
 SILENT_S = 300.0  # an account of the sea that is older than this is a fault
@@ -32,10 +32,11 @@ def report(now: datetime | None = None) -> Report:
     output = installed_output()
     account = read_account(output / DATABASE)
     moment = now or datetime.now(timezone.utc)
-    page = unit_state(PAGE_UNIT)
+    page, uplink = unit_state(PAGE_UNIT), unit_state(UPLINK_UNIT)
     lines = [*service_lines(shown), ("killed", killed()), *account_lines(account, moment), ("disk", disk(output))]
-    lines.append(("page", f"{page['ActiveState']} ({page['SubState']}), {page['UnitFileState'] or 'not installed'}"))
-    return Report(lines, [*service_problems(shown), *page_problems(page), *account_problems(account, shown, moment)])
+    lines += [("page", other_line(page)), ("uplink", other_line(uplink))]
+    others = [*other_problems("the review page", PAGE_UNIT, page), *other_problems("the uplink", UPLINK_UNIT, uplink)]
+    return Report(lines, [*service_problems(shown), *others, *account_problems(account, shown, moment)])
 
 
 def unit_state(unit: str = UNIT) -> dict[str, str]:
@@ -69,10 +70,15 @@ def service_problems(shown: Mapping[str, str]) -> Iterator[str]:
         yield f"the service does not start at boot: systemctl enable {UNIT}"
 
 
-def page_problems(shown: Mapping[str, str]) -> Iterator[str]:
-    """The review page is to run, and does not."""
+def other_line(shown: Mapping[str, str]) -> str:
+    """A unit that not everybody wants, for people."""
+    return f"{shown['ActiveState']} ({shown['SubState']}), {shown['UnitFileState'] or 'not installed'}"
+
+
+def other_problems(what: str, unit: str, shown: Mapping[str, str]) -> Iterator[str]:
+    """Such a unit is to run, and does not."""
     if shown["UnitFileState"] == "enabled" and shown["ActiveState"] != "active":
-        yield f"the review page is {shown['ActiveState']}: journalctl --unit {PAGE_UNIT} --lines 50"
+        yield f"{what} is {shown['ActiveState']}: journalctl --unit {unit} --lines 50"
 
 
 def killed() -> str:

@@ -11,14 +11,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from configparser import ConfigParser
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..durable import write_bytes
 from ..errors import InputError, OrcawatchError
 
+if TYPE_CHECKING:
+    from ..config import Settings
+
 UNIT = "orcawatch.service"
 PAGE_UNIT = "orcawatch-web.service"  # the review page: installed, and started by who wants it
+UPLINK_UNIT = "orcawatch-uplink.service"  # what sends to the shore: runs where the settings say `uplink: apart`
 USER = "orcawatch"
-UNITS = {UNIT: Path("/etc/systemd/system") / UNIT, PAGE_UNIT: Path("/etc/systemd/system") / PAGE_UNIT}
+UNITS = {name: Path("/etc/systemd/system") / name for name in (UNIT, PAGE_UNIT, UPLINK_UNIT)}
 CONFIGURATION = Path("/etc/orcawatch/config.yaml")
 STATE = Path("/var/lib/orcawatch")
 CACHE = Path("/var/cache/orcawatch")
@@ -68,12 +73,15 @@ def plan_install(config: Path, command: str, root: Path = MACHINE, start: bool =
     texts = {inside(root, path): shipped(name) for name, path in FILES.items()}
     if not inside(root, config).exists():
         texts[inside(root, config)] = shipped("config.yaml")
-    output = output_of(root, config)
+    settings = settings_of(root, config)
+    output = STATE if settings is None else STATE / outside(root, settings.output)
     check_output(output)
-    texts |= {inside(root, path): unit_text(name, command, config, output) for name, path in UNITS.items()}
+    network = OPEN if settings is None else network_lines(settings)
+    texts |= {inside(root, path): unit_text(name, command, config, output, network) for name, path in UNITS.items()}
     texts[inside(root, FILES["orcawatch.tmpfiles"])] += folder_line(output)
     files = {path: text for path, text in texts.items() if not path.exists() or path.read_bytes() != text.encode()}
-    first, *others = install_commands(root, start, changed=bool(files))
+    apart = settings is not None and settings.uplink == "apart" and bool(settings.sinks)
+    first, *others = install_commands(root, start, changed=bool(files), apart=apart)
     owning = [owning_command(output)] if root == MACHINE and output.is_dir() else []
     return Plan(files, [first, *owning, *others])
 
@@ -83,16 +91,22 @@ def owning_command(output: Path) -> Sequence[str]:
     return ["chown", "--recursive", "--from=root", f"{USER}:{USER}", str(output)]
 
 
-def install_commands(root: Path, start: bool, changed: bool) -> Iterator[Sequence[str]]:
-    """What has to be run once the files are written."""
+def install_commands(root: Path, start: bool, changed: bool, apart: bool = False) -> Iterator[Sequence[str]]:
+    """What has to be run once the files are written; `apart` is whether the uplink is a service of its own."""
     within = [] if root == MACHINE else [f"--root={root}"]
     yield ["systemd-sysusers", *within, "orcawatch.conf"]
     yield ["systemd-tmpfiles", *within, "--create", "orcawatch.conf"]
     if not within:
         yield ["systemctl", "daemon-reload"]
     yield ["systemctl", *within, "enable", UNIT]
+    if apart:
+        yield ["systemctl", *within, "enable", UPLINK_UNIT]
+    else:
+        yield ["systemctl", *within, "disable", *([] if within else ["--now"]), UPLINK_UNIT]
     if start and not within:
         yield ["systemctl", "try-restart", PAGE_UNIT]
+        if apart:
+            yield ["systemctl", "restart" if changed else "start", UPLINK_UNIT]
         yield ["systemctl", "restart" if changed else "start", UNIT]
 
 
@@ -216,9 +230,23 @@ def check_output(output: Path) -> None:
         )
 
 
-def unit_text(name: str, command: str, config: Path, output: Path) -> str:
+OPEN = "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6"
+CLOSED = "PrivateNetwork=yes\nRestrictAddressFamilies=AF_UNIX"
+HERE = f"{OPEN}\nIPAddressDeny=any\nIPAddressAllow=localhost"
+
+
+def network_lines(settings: Settings) -> str:
+    """What the watch's unit says of the network: none where the uplink is apart, but for the figures that it serves."""
+    if settings.uplink == "inside":
+        return OPEN
+    if settings.metrics.port is None:
+        return CLOSED
+    return HERE if settings.metrics.address in ("127.0.0.1", "::1", "localhost") else OPEN
+
+
+def unit_text(name: str, command: str, config: Path, output: Path, network: str = OPEN) -> str:
     """The file of one of `UNITS`."""
-    text = shipped(name).replace("@COMMAND@", command)
+    text = shipped(name).replace("@COMMAND@", command).replace("@NETWORK@", network)
     text = text.replace("--config @CONFIGURATION@", f"--config {quoted(config)}")
     text = re.sub(r"-@OUTPUT@(\S*)", lambda found: quoted(Path(f"{output}{found[1]}"), before="-"), text)
     return text.replace("@CONFIGURATION@", str(config)).replace("@OUTPUT@", str(output))
@@ -229,19 +257,17 @@ def folder_line(output: Path) -> str:
     return "" if output.is_relative_to(STATE) else f"d {quoted(output)} 0755 {USER} {USER}\n"
 
 
-def output_of(root: Path, config: Path) -> Path:
-    """The output folder that the settings name, or the service's own where there are none yet.
+def settings_of(root: Path, config: Path) -> Settings | None:
+    """The settings; None where there are none yet.
 
     Raises
     ------
-    ConfigError : the settings are wrong.
+    ConfigError : they are wrong.
     """
     from ..config import load_settings
 
     path = inside(root, config)
-    if not path.exists():
-        return STATE
-    return STATE / outside(root, load_settings(path).output)
+    return load_settings(path) if path.exists() else None
 
 
 def shipped(name: str) -> str:

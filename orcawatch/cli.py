@@ -40,6 +40,7 @@ MODULES = {
     "review": ("review", "Give verdicts, and make training data of them."),
     "scan": ("scan_command", "Detect orcas in archives of audio files."),
     "serve": ("web.command", "Review detections in the browser."),
+    "uplink": ("uplink", "Send what waits for the sinks, beside a watch without a network."),
 }
 FAILED = 1
 SKIPPED = 3

@@ -326,6 +326,10 @@ class Settings:
     sinks: tuple[SinkSettings, ...] = plugins(
         sink_kinds, "Where messages go beside the database: see docs/sinks.md. `orcawatch.sinks` is the entry point."
     )
+    uplink: str = choice(
+        "inside", ("inside", "apart"),
+        "Who sends to the sinks: the watch, or `orcawatch uplink`, so that the watch needs no network: docs/sinks.md.",
+    )  # fmt: skip
     threads: int = whole(1, 1, 64, "Processor threads for scoring; more than the machine's cores are of no use.")
 
     def crossed(self, where: str) -> Iterator[str]:

@@ -34,7 +34,7 @@ OF_SESSION = ("ledger", "clock", "levels")
 # Settings that change nothing of what is found.
 ASIDE = (
     "output", "bundle", "bundles", "threads", "source", "duty", "overload", "ledger", "retention", "clock", "metrics",
-    "web", "sinks", "heartbeat_s",
+    "web", "sinks", "heartbeat_s", "uplink",
 )  # fmt: skip
 
 

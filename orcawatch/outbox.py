@@ -147,9 +147,10 @@ class Outbox:
     queues : the sinks.
     origin : who speaks.
     clocks : the machine's.
+    sends : whether it also sends, or another process does (`orcawatch uplink`).
     """
 
-    def __init__(self, path: Path, queues: Sequence[Queue], origin: Origin, clocks: Clock) -> None:
+    def __init__(self, path: Path, queues: Sequence[Queue], origin: Origin, clocks: Clock, sends: bool = True) -> None:
         self._origin = origin
         self._clocks = clocks
         self._dropped = {queue.name: 0 for queue in queues}
@@ -157,7 +158,7 @@ class Outbox:
         self._queues = {queue.name: queue for queue in queues}
         self._bytes = {queue.name: queue.most_bytes for queue in queues}  # that wait, at most
         self._full_until_s = {queue.name: -math.inf for queue in queues}
-        self._senders = [Sender(path, queue, clocks) for queue in queues]
+        self._senders = [Sender(path, queue, clocks) for queue in queues] if sends else []
         self._depths: dict[str, Depth] = {}
         self._look_at_s = -math.inf
         self._threads: list[Thread] = []
@@ -231,6 +232,13 @@ class Outbox:
             thread = Thread(target=self._work, args=(sender,), name=f"sink {sender.name}", daemon=True)
             self._threads.append(thread)
             thread.start()
+
+    def send_once(self, stop: Flag) -> None:
+        """Send from this thread, queue by queue, until nothing waits, or it does not go now; not beside `start`."""
+        for sender in self._senders:
+            while not stop.is_set() and sender.step() == 0:
+                pass
+            sender.close()
 
     def close(self, seconds: float = 5.0) -> None:
         """Send what can be sent within some seconds, and end; what is left stays in the database."""
@@ -603,13 +611,30 @@ def depth(connection: sqlite3.Connection, sink: str, dropped: int) -> Depth:
 def open_outbox(store: Store, settings: Settings, clocks: Clock, session: int | None = None) -> Outbox:
     """The outbox of the configured sinks, not started: `with open_outbox(...) as outbox` starts and ends it.
 
+    Where the settings' `uplink` is `apart`, it sends nothing: another process does (`sending`).
+
     Raises
     ------
     ConfigError : a sink is not installed, or its settings do not fit.
     """
+    origin = Origin(settings.station, clocks.boot, session)
+    return Outbox(store.path, queues_of(settings), origin, clocks, sends=settings.uplink == "inside")
+
+
+def sending(path: Path, settings: Settings, clocks: Clock) -> Outbox:
+    """The same for a process that only sends what waits in a database; it makes no messages.
+
+    Raises
+    ------
+    ConfigError : a sink is not installed, or its settings do not fit.
+    """
+    return Outbox(path, queues_of(settings), Origin(settings.station, clocks.boot, None), clocks)
+
+
+def queues_of(settings: Settings) -> list[Queue]:
+    """The configured sinks."""
     site = Site(settings.station, settings.output)
-    queues = [
+    return [
         Queue(one.queue, make_sink(one, site), one.send, one.bytes_per_hour, round(one.max_mb * MB))
         for one in settings.sinks
     ]
-    return Outbox(store.path, queues, Origin(settings.station, clocks.boot, session), clocks)

@@ -72,6 +72,7 @@ ledger: {checkpoint_s: 10}
 retention: {max_age_days: 90, max_clips_mb: 2000, min_free_mb: 100, reserve_mb: 8, sweep_s: 60}
 clock: {jump_s: 1}
 bundles: {trusted_keys: [k.pub], require_signature: true}
+uplink: apart
 metrics: {port: 9400, address: 0.0.0.0}
 heartbeat_s: 60
 sinks: [{kind: bell, pulls: 3}]

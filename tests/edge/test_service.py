@@ -111,6 +111,64 @@ def test_the_page_needs_the_token_of_everybody_and_tells_it_to_nobody(units: dic
     assert values["ExecStart"].endswith(" --private") and values["StandardOutput"] == "null"
 
 
+NETWORK = {
+    "uplink: inside": (service.OPEN, False),
+    "uplink: apart": (service.CLOSED, False),
+    "uplink: apart\nsinks: [{kind: jsonl}]": (service.CLOSED, True),
+    "uplink: apart\nsinks: [{kind: jsonl}]\nmetrics: {port: 9400}": (service.HERE, True),
+    "uplink: apart\nmetrics: {port: 9400, address: 0.0.0.0}": (service.OPEN, False),
+}
+
+
+@pytest.mark.parametrize("text", NETWORK)
+def test_the_watch_has_the_network_that_its_settings_need(tmp_path: Path, text: str) -> None:
+    lines, runs = NETWORK[text]
+    (tmp_path / "etc/orcawatch").mkdir(parents=True)
+    (tmp_path / "etc/orcawatch/config.yaml").write_text(text)
+    found = plan(tmp_path)
+    write_files(found)
+    unit = (tmp_path / "etc/systemd/system" / service.UNIT).read_text()
+    assert f"\n{lines}\n" in unit and "@NETWORK@" not in unit
+    within = ["systemctl", f"--root={tmp_path}"]
+    assert (([*within, "enable", service.UPLINK_UNIT] in found.commands), (
+        [*within, "disable", service.UPLINK_UNIT] in found.commands
+    )) == (runs, not runs)  # fmt: skip
+
+
+def test_an_uplink_apart_is_started_and_one_inside_is_ended() -> None:
+    apart = list(service.install_commands(service.MACHINE, start=True, changed=True, apart=True))
+    inside = list(service.install_commands(service.MACHINE, start=True, changed=True))
+    assert ["systemctl", "restart", service.UPLINK_UNIT] in apart
+    assert ["systemctl", "disable", "--now", service.UPLINK_UNIT] in inside
+    assert not any(service.UPLINK_UNIT in command and "restart" in command for command in inside)
+
+
+@needs_systemd
+def test_a_watch_without_a_network_is_less_exposed(tmp_path: Path) -> None:
+    figures = []
+    for lines in (service.OPEN, service.CLOSED):
+        path = tmp_path / service.UNIT
+        text = service.unit_text(service.UNIT, str(shutil.which("true")), service.CONFIGURATION, service.STATE, lines)
+        path.write_text(text)
+        figures.append(exposure(path))
+    assert figures[1] <= figures[0] - 0.5, figures
+    uplink = values_of_shipped(service.UPLINK_UNIT)
+    assert uplink["PrivateDevices"] == "yes" and uplink["ReadOnlyPaths"].count("-@OUTPUT@/") == 3
+
+
+def exposure(unit: Path) -> float:
+    """What systemd says of a unit's sandbox: 0 is closed, 10 is none."""
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", unit]
+    told = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    found = re.search(r"Overall exposure level for \S+: ([\d.]+)", told)
+    assert found is not None, told
+    return float(found[1])
+
+
+def values_of_shipped(name: str) -> SectionProxy:
+    return unit_values(service.shipped(name))["Service"]
+
+
 def test_the_service_can_read_what_a_careful_root_installs(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
@@ -222,7 +280,8 @@ def test_what_root_has_made_by_trying_becomes_the_services(tmp_path: Path, monke
 def test_output_is_found_as_the_service_will_find_it(tmp_path: Path, output: str, place: str) -> None:
     (tmp_path / "etc/orcawatch").mkdir(parents=True)
     (tmp_path / "etc/orcawatch/config.yaml").write_text(output)
-    assert service.output_of(tmp_path, service.CONFIGURATION) == Path(place)
+    write_files(plan(tmp_path))
+    assert service.installed_output(tmp_path) == Path(place)
 
 
 def test_the_shipped_settings_are_valid_with_and_without_their_examples(tmp_path: Path) -> None:
@@ -420,11 +479,13 @@ def test_a_service_that_does_not_run_is_a_problem() -> None:
     ]
 
 
-def test_a_page_that_is_wanted_and_does_not_run_is_a_problem() -> None:
-    assert list(health.page_problems(ACTIVE)) == []
-    assert list(health.page_problems({**ACTIVE, "ActiveState": "inactive", "UnitFileState": "disabled"})) == []
-    (found,) = health.page_problems({**ACTIVE, "ActiveState": "activating"})
-    assert "activating" in found and "journalctl" in found
+def test_a_page_or_an_uplink_that_is_wanted_and_does_not_run_is_a_problem() -> None:
+    def problems(**changes: str) -> list[str]:
+        return list(health.other_problems("the uplink", service.UPLINK_UNIT, {**ACTIVE, **changes}))
+
+    assert problems() == [] and problems(ActiveState="inactive", UnitFileState="disabled") == []
+    (found,) = problems(ActiveState="activating")
+    assert found == "the uplink is activating: journalctl --unit orcawatch-uplink.service --lines 50"
 
 
 def test_the_service_commands_load_no_training_library() -> None:

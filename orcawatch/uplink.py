@@ -1,0 +1,110 @@
+"""`orcawatch uplink`: sends what waits for the sinks, in a process of its own, so that the watch needs no network."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event as Flag
+from typing import TYPE_CHECKING
+
+import click
+
+from .cli import EXIT_CODES, FAILED, chosen_settings, config_option, logged, output_option
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .config import Settings
+
+log = logging.getLogger(__name__)
+
+LOCK = "uplink-lock"
+WAIT_S = 1.0  # between two looks whether there is a database
+
+
+@click.command(epilog=EXIT_CODES)
+@config_option
+@output_option
+@click.option(
+    "--once", is_flag=True, help="Send what can be sent now, and end: 0 where nothing waits any more, else 1."
+)
+@logged
+@click.pass_context
+def command(ctx: click.Context, config: Path | None, output: Path | None, once: bool) -> None:
+    """Send to the sinks what waits for them, until SIGTERM or SIGINT.
+
+    For settings with `uplink: apart`, beside `orcawatch run`, which then only writes into the database. Otherwise the
+    watch sends by itself, and this sends, with --once, what a watch that has ended has left.
+    """
+    from .daemon import DATABASE, stop_signals
+
+    settings = chosen_settings(config, None, output)
+    if not settings.sinks:
+        raise InputError("the settings name no sinks: see `sinks` in docs/configuration.md, and --config")
+    if settings.uplink != "apart" and not once:
+        raise InputError(
+            "the watch sends by itself: say `uplink: apart` in the settings and start it again, or use --once"
+        )
+    path = settings.output / DATABASE
+    if once and not path.exists():
+        raise InputError(f"{path} is not there: name the settings, or the output folder, of a watch")
+    with stop_signals() as stop, only_sender(settings):
+        ctx.exit(send_once(path, settings, stop) if once else send(path, settings, stop))
+
+
+@contextmanager
+def only_sender(settings: Settings) -> Iterator[None]:
+    """While no other program sends what waits in this output folder.
+
+    Raises
+    ------
+    InputError : another one does.
+    OrcawatchError : the folder cannot be written to.
+    """
+    from .daemon import make_folders, only_writer
+
+    if settings.uplink != "apart":
+        with only_writer(settings.output):  # the watch would send, too
+            yield
+        return
+    make_folders(settings.output)
+    with (settings.output / LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as fault:
+            raise InputError(
+                f"another `orcawatch uplink` sends what waits in {settings.output}: `systemctl stop orcawatch-uplink`"
+            ) from fault
+        yield
+
+
+def send(path: Path, settings: Settings, stop: Flag) -> int:
+    """Send until told to stop; the database is waited for where there is none yet."""
+    from .clock import Clocks
+    from .outbox import sending
+
+    if not path.exists():
+        log.info("%s is not there yet: waiting for the watch to make it", path)
+    while not path.exists():
+        if stop.wait(WAIT_S):
+            return 0
+    with sending(path, settings, Clocks()) as outbox:
+        log.info("sending to %s", ", ".join(outbox.depths()))
+        stop.wait()
+    return 0
+
+
+def send_once(path: Path, settings: Settings, stop: Flag) -> int:
+    """Send, sink by sink, until nothing waits or it does not go now; print what waits. The exit code."""
+    from .clock import Clocks
+    from .outbox import sending
+
+    outbox = sending(path, settings, Clocks())
+    outbox.send_once(stop)
+    depths = outbox.depths()
+    for name, depth in depths.items():
+        refused = f", {depth.parked} were refused for good" if depth.parked else ""
+        click.echo(f"{name}: {depth.messages} wait ({depth.bytes} bytes){refused}")
+    return FAILED if any(depth.messages for depth in depths.values()) else 0

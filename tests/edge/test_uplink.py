@@ -1,0 +1,161 @@
+"""A watch that sends nothing, and a process that sends what it leaves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any, Callable
+
+import numpy as np
+import pytest
+import soundfile
+
+from orcawatch.clock import Clocks
+from orcawatch.config import load_settings
+from orcawatch.outbox import open_outbox
+from orcawatch.store import Store
+
+ORCAWATCH = [sys.executable, "-m", "orcawatch.cli"]
+SETTINGS = "output: out\nuplink: {uplink}\nheartbeat_s: 5\nsinks: [{{kind: jsonl, min_free_mb: 1}}]\n"
+WAITING = "SELECT count(*) FROM outbox WHERE sent_utc IS NULL"
+
+
+def run(*words: object, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    command = [*before, *ORCAWATCH, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def settings_file(folder: Path, uplink: str, sinks: str | None = None) -> Path:
+    path = folder / f"{uplink}.yaml"
+    path.write_text(SETTINGS.format(uplink=uplink) if sinks is None else f"output: out\nuplink: {uplink}\n{sinks}")
+    return path
+
+
+def fill(config: Path, count: int) -> None:
+    """Messages as a watch leaves them."""
+    settings = load_settings(config)
+    settings.output.mkdir(exist_ok=True)
+    with Store(settings.output / "detections.sqlite") as store:
+        box = open_outbox(store, settings, Clocks(), 1)
+        for number in range(count):
+            with store.transaction() as connection:
+                box.post(connection, "detection", {"detection": number})
+
+
+def waiting(folder: Path) -> int:
+    with closing(sqlite3.connect(folder / "out/detections.sqlite")) as connection:
+        return int(connection.execute(WAITING).fetchone()[0])
+
+
+def arrived(folder: Path) -> list[int]:
+    lines = [line for file in sorted((folder / "out/messages").glob("*")) for line in file.read_text().splitlines()]
+    return [json.loads(line)["body"]["detection"] for line in lines if json.loads(line)["kind"] == "detection"]
+
+
+def wait_for(done: Callable[[], Any], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)
+
+
+@pytest.mark.parts
+def test_a_watch_in_no_network_leaves_its_messages_to_the_uplink(tmp_path: Path) -> None:
+    """In a network namespace of its own, as `PrivateNetwork=yes` makes it, where this may be had."""
+    config = settings_file(tmp_path, "apart")
+    rng = np.random.default_rng(0)
+    soundfile.write(tmp_path / "sea.wav", rng.normal(0, 0.01, (5 * 16000, 1)), 16000)
+    alone = ("unshare", "--net")
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        alone = ()
+    done = run("run", "--config", config, "--input", tmp_path / "sea.wav", before=alone)
+    assert done.returncode == 0, done.stderr
+    left = waiting(tmp_path)
+    assert left >= 2 and not (tmp_path / "out/messages").exists()  # at least a heartbeat and the effort
+    done = run("uplink", "--once", "--config", config)
+    assert (done.returncode, done.stdout) == (0, "jsonl: 0 wait (0 bytes)\n"), done.stderr
+    assert waiting(tmp_path) == 0 and len(list((tmp_path / "out/messages").iterdir())) == 1
+
+
+def test_it_sends_for_ever_over_kills_and_alone(tmp_path: Path) -> None:
+    config = settings_file(tmp_path, "apart")
+    command = [*ORCAWATCH, "uplink", "--config", str(config)]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)  # before there is anything
+    try:
+        wait_for((tmp_path / "out/uplink-lock").exists)
+        second = run("uplink", "--config", config)
+        assert second.returncode == 2 and "another `orcawatch uplink` sends" in second.stderr
+        fill(config, 40)
+        wait_for(lambda: len(arrived(tmp_path)) > 3 if (tmp_path / "out/messages").exists() else False)
+    finally:
+        first.kill()
+        first.communicate()
+    fill(config, 20)
+    again = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: waiting(tmp_path) == 0)
+    again.send_signal(signal.SIGTERM)
+    assert again.wait(30) == 0
+    again.communicate()
+    assert arrived(tmp_path) == [*range(40), *range(20)]
+
+
+def test_it_says_what_it_cannot_do(tmp_path: Path) -> None:
+    inside = settings_file(tmp_path, "inside")
+    assert "say `uplink: apart`" in run("uplink", "--config", inside).stderr
+    missing = run("uplink", "--once", "--config", inside)
+    assert missing.returncode == 2 and "detections.sqlite is not there" in missing.stderr
+    assert not (tmp_path / "out").exists()
+    none = settings_file(tmp_path, "apart", "")
+    assert run("uplink", "--config", none).returncode == 2
+
+
+def test_what_an_ended_watch_has_left_is_sent_once_and_never_beside_a_running_one(tmp_path: Path) -> None:
+    import fcntl
+
+    inside = settings_file(tmp_path, "inside")
+    fill(inside, 5)
+    with (tmp_path / "out/lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = run("uplink", "--once", "--config", inside)
+        assert done.returncode == 2 and "another orcawatch already writes" in done.stderr and waiting(tmp_path) == 5
+    assert run("uplink", "--once", "--config", inside).returncode == 0 and arrived(tmp_path) == [0, 1, 2, 3, 4]
+
+
+def test_a_far_side_that_is_away_or_lies_ends_it_with_1(tmp_path: Path) -> None:
+    """Nobody; a redirect to elsewhere; an endless answer; an answer that is no HTTP: nothing counts as sent."""
+    answers = iter(
+        [b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n\r\n", b"HTTP/1.1 500 No\r\n\r\n" + b"x" * 10**6]
+    )
+    reached: list[str] = []
+
+    class Far(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            reached.append(self.path)
+            self.wfile.write(next(answers, b"\x00\xff\r\n\r\n"))
+            self.close_connection = True
+
+        def log_message(self, *about: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Far) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        config = settings_file(
+            tmp_path, "apart", f"sinks: [{{kind: webhook, url: 'http://127.0.0.1:{server.server_port}/in'}}]\n"
+        )
+        fill(config, 3)
+        for _ in range(3):
+            done = run("uplink", "--once", "--config", config)
+            assert done.returncode == 1 and "webhook: 3 wait" in done.stdout, done.stderr
+        server.shutdown()
+    assert reached == ["/in"] * 3
+    done = run("uplink", "--once", "--config", config)
+    assert done.returncode == 1 and waiting(tmp_path) == 3
