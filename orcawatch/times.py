@@ -179,14 +179,14 @@ def stamp_in(name: str) -> datetime | None:
 
 
 def stamp_of(found: re.Match[str], century: str) -> datetime | None:
-    """The time of a match's groups; None where the calendar has no such day."""
+    """The time of a match's groups; None where the calendar has no such day, or the world no such zone."""
     *digits, fraction, zone = found.groups()
     try:
         whole = datetime.strptime(century + "".join(digits), "%Y%m%d%H%M%S")
+        whole += timedelta(seconds=float(f"0.{fraction or 0}"))
+        return whole if zone is None else whole.replace(tzinfo=zone_of(zone))
     except ValueError:
         return None
-    whole += timedelta(seconds=float(f"0.{fraction or 0}"))
-    return whole if zone is None else whole.replace(tzinfo=zone_of(zone))
 
 
 def guano_stamp(text: str) -> datetime | None:

@@ -67,6 +67,12 @@ def test_other_names_tell_none(name: str) -> None:
     assert stamp_in(name) is None
 
 
+@pytest.mark.parametrize("stamp", ["20190920T163858+16:00", "20190920T163858-0775"])
+def test_stamps_with_an_offset_that_no_zone_has_tell_none(tmp_path: Path, stamp: str) -> None:
+    assert stamp_in(f"S_{stamp}.wav") is None
+    assert began(written(tmp_path / f"S_{stamp}.wav"), "UTC") is None
+
+
 def test_hours_that_summer_time_skips_or_repeats_are_no_time(tmp_path: Path) -> None:
     for name, expected in (
         ("20190310_023000.wav", None),  # skipped
