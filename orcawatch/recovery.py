@@ -40,7 +40,9 @@ UNBROKEN = ("detections", "sessions", "levels", "clock", "verdicts")  # rows are
 NUMBERED = ("detections", "sessions", "outbox", "verdicts", "scans", "scanned")  # never give a number twice
 KINDS: Mapping[str, tuple[type, ...]] = {"INTEGER": (int,), "REAL": (float, int), "TEXT": (str,), "BLOB": (bytes, str)}
 SPARE_IDS = 1000  # numbers left out where some are lost, so that none is given twice
-LISTS = ("channels", "channel_scores", "numbers", "hydrophones", "levels_db")
+LISTS = ("channels", "channel_scores", "hydrophones", "levels_db", "peaks_db", "clipped")
+TIMES = ("utc", "_utc")  # how names of columns with a time end
+STORED = {"INTEGER": ("integer",), "REAL": ("real", "integer"), "TEXT": ("text",), "BLOB": ("blob", "text")}
 NONE = (1, 0)
 SEQUENCES = (0, 10)  # numbers of the rows in which SQLite keeps the highest ones that were given
 SETTLE_S = 0.2
@@ -114,26 +116,52 @@ def _passed_over(path: Path) -> str | None:
         return "it is empty, but has a write-ahead log"
     elif pages.write_ahead(content).broken:
         return "its write-ahead log is damaged"
-    unreadable = unreadable_rows(path) if size_b else 0
-    return f"{unreadable} detections cannot be read" if unreadable else None
+    garbled = garbled_rows(path) if size_b else {}
+    return f"rows cannot be read: {json.dumps(garbled)}" if garbled else None
 
 
-def unreadable_rows(path: Path) -> int:
-    """How many detections hold what is no JSON or no time: pages that are in order may hold anything.
+def garbled_rows(path: Path) -> dict[str, int]:
+    """How many rows of each table hold what their columns cannot: pages that are in order may hold anything.
 
-    0 where SQLite cannot read the file; it says so itself when it is opened to be written to.
+    Nothing where SQLite cannot read the file; it says so itself when it is opened to be written to.
     """
     with suppress(sqlite3.Error), closing(connected(path, "mode=ro")) as connection:
-        there = {column[1] for column in _columns(connection, "detections")}
-        query = f"SELECT count(*) FROM detections WHERE {unreadable(name for name in LISTS if name in there)}"
-        return int(connection.execute(query).fetchone()[0])
-    return 0
+        there = set(_names(connection))
+        counts = {
+            table.name: connection.execute(
+                f"SELECT count(*) FROM {table.name} WHERE {garbled(connection, table.name)}"
+            ).fetchone()[0]
+            for table in tables()
+            if table.name in there
+        }
+        return {name: count for name, count in counts.items() if count}
+    return {}
 
 
-def unreadable(names: Iterable[str]) -> str:
-    """SQL that is true for a detection of which one of these columns is no JSON, or the time no time."""
-    lists = " OR ".join(f"NOT json_valid(coalesce({name}, '[]'))" for name in names)
-    return f"{lists} OR (start_utc IS NOT NULL AND julianday(start_utc) IS NULL)"
+def garbled(connection: sqlite3.Connection, table: str) -> str:
+    """SQL that is true for a row of a table with a value of another kind, a time that is none, or a list that is none.
+
+    What SQLite converts by itself (a whole number in a column of real ones) is right.
+    """
+    return " OR ".join(
+        f"(+{name} IS NOT NULL AND ({wrong(name, kind)}))" + (f" OR +{name} IS NULL" if needed else "")
+        for _, name, kind, needed, *_ in _columns(connection, table)
+        if kind in STORED
+    )
+
+
+def wrong(name: str, kind: str) -> str:
+    """SQL that is true for a value, not NULL, that a column of some name and kind cannot hold."""
+    stored = ", ".join(f"'{one}'" for one in STORED[kind])
+    found = f"typeof(+{name}) NOT IN ({stored})"
+    if name in LISTS:
+        return f"{found} OR NOT json_valid({name}) OR json_type({name}) <> 'array'"
+    if name == "numbers":
+        return f"{found} OR NOT json_valid({name}) OR json_type({name}) <> 'object'"
+    if name.endswith(TIMES):  # SQLite takes a 30th of February, and an hour 24
+        day = f"strftime('%d', julianday(substr({name}, 1, 10))) <> substr({name}, 9, 2)"
+        return f"{found} OR julianday({name}) IS NULL OR {day} OR substr({name}, 12, 2) > '23'"
+    return found
 
 
 def write_ahead_of(path: Path) -> bytes:
@@ -290,7 +318,8 @@ def copy_rows(connection: sqlite3.Connection, aside: Path, known: Sequence[Table
         insert_raw(connection, logged, both, ledger, [pages.EVERYTHING])
     there = pages.pages_of(aside, page_b)
     highest |= insert_raw(connection, there, both, of_raw, [SEQUENCES, *(holes[table.name] for table in of_raw)])
-    connection.execute(f"DELETE FROM detections WHERE {unreadable(LISTS)}")
+    for table in known:
+        connection.execute(f"DELETE FROM {table.name} WHERE {garbled(connection, table.name)}")
     return highest
 
 

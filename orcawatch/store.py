@@ -493,10 +493,15 @@ def no_room(full: bool) -> bool:
 
 
 def connected(path: Path, mode: str) -> sqlite3.Connection:
-    """A connection that leaves transactions to us; `mode` as in a URI of SQLite."""
-    return sqlite3.connect(
+    """A connection that leaves transactions to us; `mode` as in a URI of SQLite.
+
+    A byte that is no UTF-8, on a damaged disk, must not hide all other rows: it is read as U+FFFD.
+    """
+    connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?{mode}", BUSY_S, isolation_level=None, check_same_thread=False, uri=True
     )
+    connection.text_factory = lambda text: text.decode("utf-8", "replace")
+    return connection
 
 
 def set_up(connection: sqlite3.Connection, path: Path) -> None:

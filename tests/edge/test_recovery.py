@@ -56,8 +56,8 @@ def add_others(connection: sqlite3.Connection, id: int) -> None:
     span = (id * 100, id * 100 + 100)
     connection.execute("INSERT INTO ledger (session, kind, start_sample, end_sample) VALUES (1, 'gap', ?, ?)", span)
     connection.execute(
-        "INSERT INTO outbox (sink, kind, priority, created_utc, payload) VALUES ('m', 'detection', 1, 'now', ?)",
-        (os.urandom(40),),
+        "INSERT INTO outbox (sink, kind, priority, created_utc, payload) VALUES ('m', 'detection', 1, ?, ?)",
+        (START.isoformat(), os.urandom(40)),
     )
 
 
@@ -374,6 +374,44 @@ def test_a_row_that_makes_no_sense_is_left_out(path: Callable[[str], Path], whol
     Store(file).close()
     found = rescued(file, contents(file.parent))
     assert set(whole) - set(found) == {152}
+
+
+@pytest.mark.parametrize(
+    ("table", "change"),
+    [
+        ("ledger", "start_utc = '2026-05-02T03:21:36/00:00'"),
+        ("ledger", "end_utc = '2026-02-30T03:21:36+00:00'"),
+        ("levels", "start_utc = '2026-05-02T24:00:00+00:00'"),
+        ("levels", "levels_db = '7'"),
+        ("sessions", "started_utc = CAST(started_utc AS BLOB)"),
+        ("sessions", "rate_hz = 'many'"),
+        ("detections", "score = 'high'"),
+        ("detections", "numbers = '[]'"),
+    ],
+)
+def test_values_that_no_column_holds_are_seen_in_every_table(
+    path: Callable[[str], Path], table: str, change: str
+) -> None:
+    """Found by fuzzing: the daemon started, and whatever read the row broke."""
+    file = path("closed")
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE sessions SET started_utc = '2026-03-01T00:00:00+00:00'")
+        connection.execute(f"UPDATE {table} SET {change} WHERE id = 1")
+    with open_store(file) as store, store.transaction() as connection:
+        ((fault, recovered),) = connection.execute("SELECT fault, recovered FROM recoveries").fetchall()
+        assert fault == f'rows cannot be read: {{"{table}": 1}}'
+        assert json.loads(recovered)[table] == connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+        assert recovery.garbled_rows(file) == {}
+
+
+def test_text_with_a_damaged_byte_hides_nothing(path: Callable[[str], Path], whole: dict[int, Detection]) -> None:
+    """Found by fuzzing: one byte that is no UTF-8 made the whole list unreadable."""
+    file = path("closed")
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE detections SET verdict_note = CAST(x'6f63ff6b' AS TEXT) WHERE id = 7")
+    with open_store(file) as store:
+        rows = {row.id: row for row in store.detections()}
+    assert rows[7].verdict_note == "oc\N{REPLACEMENT CHARACTER}k" and len(rows) == len(whole)
 
 
 UNREADABLE = """
