@@ -116,11 +116,11 @@ class Shelf:
         for line in lines:
             with suppress(ValueError):
                 entries.append(json.loads(line))
-        return [entry for entry in entries if isinstance(entry, dict) and entry.keys() >= KEYS]
+        return [entry for entry in entries if is_entry(entry)]
 
     def listed(self) -> list[Listed]:
         """Every installed bundle, those in use first."""
-        times = {entry["bundle"]: entry["utc"] for entry in self.history() if entry.get("action") in INSTALLING}
+        times = {entry["bundle"]: entry["utc"] for entry in self.history() if entry["action"] in INSTALLING}
         roles = {link: self.target(link) for link in LINKS}
         names = [name for name in folders(self.folder) if not name.endswith(PARTIAL)]
         names += [OF_OURS] if OF_OURS in roles.values() else []
@@ -135,8 +135,7 @@ class Shelf:
             bundle = load_bundle(folder)
         except (OrcawatchError, OSError) as found:
             fault = str(found)
-        when = None if utc is None else datetime.fromisoformat(utc)
-        return Listed(name, tuple(link for link in LINKS if roles[link] == name), size_b, when, bundle, fault)
+        return Listed(name, tuple(link for link in LINKS if roles[link] == name), size_b, moment(utc), bundle, fault)
 
     # What changes something.
 
@@ -428,6 +427,18 @@ def append(path: Path, line: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     sync_folder(path.parent)
+
+
+def is_entry(found: Any) -> bool:
+    """Whether a line of the history says what every entry says."""
+    return isinstance(found, dict) and all(isinstance(found.get(key), str) for key in KEYS)
+
+
+def moment(utc: str | None) -> datetime | None:
+    """A time of the history; None where it is not known, or none any more."""
+    with suppress(ValueError):
+        return None if utc is None else datetime.fromisoformat(utc)
+    return None
 
 
 def who() -> str:

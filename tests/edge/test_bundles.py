@@ -28,6 +28,7 @@ import pytest
 
 from orcawatch import daemon, interpreter, shelf, unpacking
 from orcawatch.bundle import SHIPPED, Bundle, load_bundle, write_bundle
+from orcawatch.bundle_command import shelf_lines
 from orcawatch.bundles import in_force
 from orcawatch.config import Settings
 from orcawatch.detector import score_silence
@@ -192,6 +193,21 @@ def test_history_with_lines_that_are_no_entries(bundles: dict[str, Path], output
     place.install(bundles["b"])
     assert [item.installed_utc is not None for item in place.listed()] == [True, True]
     assert [entry["action"] for entry in place.history()] == ["install", "install"]
+
+
+@pytest.mark.parametrize(("utc", "kept"), [("yesterday", 2), (7, 1), (["2026"], 1)])
+def test_history_with_a_time_that_is_none_is_listed(
+    bundles: dict[str, Path], output: Path, utc: Any, kept: int
+) -> None:
+    """Found by fuzzing: `bundle list` broke."""
+    place = Shelf(output)
+    place.install(bundles["a"])
+    lines = (place.folder / "history.jsonl").read_text()
+    entry = {**json.loads(lines), "utc": utc}
+    (place.folder / "history.jsonl").write_text(f"{lines}{json.dumps(entry)}\n")
+    assert len(place.history()) == kept
+    assert [item.installed_utc is None for item in place.listed()] == [kept == 2]
+    assert "install" in "\n".join(shelf_lines(place))
 
 
 def test_folder_that_vanishes_or_holds_a_broken_link_is_listed(bundles: dict[str, Path], output: Path) -> None:
