@@ -323,7 +323,7 @@ def score_windows(run: Run, folder: Path, progress: Progress = iter) -> Passed:
     scores, cascaded, seconds, prominences = [], [], [], []
     for k in progress(range(len(next(iter(spectrograms.values()))))):
         heard = ensemble.hear({name: np.array(stored[k]) for name, stored in spectrograms.items()})
-        times = [_seconds(partial(heard.features, [name])) for name in spectrograms]
+        times = [seconds_of(partial(heard.features, [name])) for name in spectrograms]
         start = time.process_time()
         scores.append(ensemble.all_members(heard))
         seconds.append([*times, time.process_time() - start])
@@ -342,7 +342,7 @@ def score_windows(run: Run, folder: Path, progress: Progress = iter) -> Passed:
     )
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def seconds_of(call: Callable[[], object]) -> float:
     """Processor time of a call."""
     start = time.process_time()
     call()

@@ -14,7 +14,7 @@ Manifest = Mapping[str, Any]
 
 def model_card(manifest: Manifest) -> str:
     """Markdown text from the manifest alone (see `orcawatch.bundle`); no figure is written by hand."""
-    sections = (_heading, _use, _figures, _thresholds, _cascade, _data, _training, _limits)
+    sections = (_heading, _use, _figures, _thresholds, cascade_section, _data, _training, _limits)
     return "\n\n".join(filter(None, (section(manifest) for section in sections))) + "\n"
 
 
@@ -141,7 +141,8 @@ def _thresholds(manifest: Manifest) -> str:
     )
 
 
-def _cascade(manifest: Manifest) -> str:
+def cascade_section(manifest: Manifest) -> str:
+    """The cascade and its evidence; empty where there is none."""
     if "cascade" not in manifest:
         return ""
     lines = "\n".join(f"- {line}." for line in cascade_lines(manifest["cascade"]))

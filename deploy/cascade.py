@@ -67,16 +67,21 @@ class Scored:
         return replace(self, **cut)
 
 
-def choose(scored: Scored, most_lost: float) -> Cascade:
+def choose(scored: Scored, most_lost: float, members: bool = True) -> Cascade:
     """The cascade that costs the least on noise; one without gates where none is cheaper than hearing everything.
 
     Parameters
     ----------
     scored : the devel windows through the exported bundle.
     most_lost : upper end of the share of called windows that all gates together may stop.
+    members : whether gates may listen to members; else there is the one that looks at the spectrogram alone.
     """
     order = by_cost(scored)
-    stages = [tuple(order[:count]) for count in range(len(order)) if not set(scored.needed) <= set(order[:count])]
+    stages = [
+        tuple(order[:count])
+        for count in range(len(order) if members else 1)
+        if not set(scored.needed) <= set(order[:count])
+    ]
     layouts = chain.from_iterable(combinations(stages, count) for count in range(len(stages) + 1))
     found = [Cascade(_gates(scored, layout, most_lost), scored.stop) for layout in layouts]
     return min(found, key=lambda cascade: (cost(scored, cascade, ~scored.orca), len(cascade.gates)))
@@ -250,7 +255,7 @@ def evidence(
     def through(kind: Flags) -> list[float]:
         return [float((passed[kind] > number).mean()) for number in range(gates)]
 
-    apart = left_out(scored, clips, most_lost)
+    apart = left_out(scored, clips, most_lost, any(gate.members for gate in cascade.gates))
     return {
         "most_lost": most_lost,
         "called": int(called.sum()),
@@ -271,7 +276,7 @@ def evidence(
     }
 
 
-def left_out(scored: Scored, clips: Clips, most_lost: float) -> Floats | None:
+def left_out(scored: Scored, clips: Clips, most_lost: float, members: bool) -> Floats | None:
     """Scores under cascades that were chosen without the window's recording, shape (windows,); None with too few."""
     try:
         fold = recording_folds(clips.orca, clips.recordings, FOLDS)[clips.of_window]
@@ -280,5 +285,5 @@ def left_out(scored: Scored, clips: Clips, most_lost: float) -> Floats | None:
     found = np.empty(len(scored.vote))
     for number in np.unique(fold):
         inside = fold == number
-        found[inside] = channel_scores(scored.part(inside), choose(scored.part(~inside), most_lost))
+        found[inside] = channel_scores(scored.part(inside), choose(scored.part(~inside), most_lost, members))
     return found

@@ -24,6 +24,13 @@ QUANTIZATION = click.option(
 MOST_MS = click.option("--most-ms", type=float, help="Most milliseconds per window and channel, on this machine.")
 MOST_MB = click.option("--most-mb", type=float, help="Most megabytes of the backbones' files.")
 TIMED = click.option("--timed-windows", type=click.IntRange(1), default=20, show_default=True, help="Windows timed.")
+MOST_LOST = click.option(
+    "--most-lost",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.01,
+    show_default=True,
+    help="Share of the windows called by the full vote that the cascade may lose.",
+)
 CONFIG = click.option(
     "--config",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -166,13 +173,7 @@ def budget(
     show_default=True,
     help="Hear the heavy backbones only where the cheap ones find something.",
 )
-@click.option(
-    "--most-lost",
-    type=click.FloatRange(0, 1, max_open=True),
-    default=0.01,
-    show_default=True,
-    help="Share of the windows called by the full vote that the cascade may lose.",
-)
+@MOST_LOST
 @click.option(
     "--gate", "gates", multiple=True, metavar="NAME", help="A cheap backbone outside the vote for the cascade to hear."
 )
@@ -213,6 +214,34 @@ def bundle(
     variants = ", ".join(f"{name} {variant}" for name, variant in plan.quantization.items())
     click.echo(f"{bundle}: {size / 1e6:.1f} MB, vote {' + '.join(plan.vote)}, backbones: {variants}")
     for line in cascade_lines(load_bundle(bundle).manifest.get("cascade")):
+        click.echo(f"cascade: {line}")
+
+
+@deploy.command()
+@click.argument("bundle", type=FOLDER)
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option(
+    "--data", "folders", type=FOLDER, multiple=True, required=True, metavar="FOLDER",
+    help="Labelled clips (labels.csv and wav/); several times for several sets.",
+)  # fmt: skip
+@click.option(
+    "--split", type=click.Choice(["devel", "test"]), default="devel", show_default=True,
+    help="Which clips; none of those that it was trained on.",
+)  # fmt: skip
+@MOST_LOST
+def gate(bundle: Path, new: Path, folders: tuple[Path, ...], split: str, most_lost: float) -> None:
+    """Write BUNDLE as the folder NEW with a gate: where nothing stands out of the background, no backbone is heard.
+
+    For bundles that are there already; those of `orcawatch deploy bundle` have it, and gates that listen, too. It is
+    chosen on the clips by the same rule, and needs no extra.
+    """
+    from ..bundle import load_bundle
+    from ..cascade import cascade_lines
+    from ..compare import clips_of
+    from .gate import add_gate
+
+    add_gate(bundle, new, clips_of(folders, split), most_lost, _progress)
+    for line in cascade_lines(load_bundle(new).manifest["cascade"]):
         click.echo(f"cascade: {line}")
 
 
