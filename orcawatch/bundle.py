@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ SIGNATURE = "manifest.json.sig"  # see `signing`; no manifest names it, for it c
 CARD = "model-card.md"
 SHIPPED = Path(__file__).parent / "first_light"
 BLOCK_BYTES = 1 << 20
+MOST_CONSTANT = 1_000_000  # of a front end
+MOST_CELLS = 1 << 24  # of a window's frames, its spectrogram, or its bands' weights
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def load_bundle(folder: Path) -> Bundle:
     _verify_files(folder, manifest)
     try:
         return _bundle(folder, manifest)
-    except (KeyError, TypeError, ValueError) as fault:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as fault:
         raise BundleError(f"{folder / MANIFEST} lacks or garbles {fault}: make the bundle again") from fault
 
 
@@ -135,7 +137,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; name the folder that holds one")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise BundleError(f"{path} cannot be read: {fault}; copy the bundle again") from fault
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if schema != SCHEMA:
@@ -168,7 +170,7 @@ def _bundle(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
             entry["name"],
             entry["file"],
             int(entry["feature_size"]),
-            front_end_from_dict(entry["front_end"]),
+            _front_end(entry["front_end"]),
             entry.get("explain_file"),
         )
         for entry in manifest["backbones"]
@@ -191,8 +193,29 @@ def _bundle(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
     return bundle
 
 
+def _front_end(constants: dict[str, Any]) -> FrontEnd:
+    """The front end of a manifest; raises ValueError where its constants would take all memory, or make no window."""
+    found: Any = front_end_from_dict(constants)
+    for name, default in asdict(type(found)()).items():
+        value = getattr(found, name)
+        if not isinstance(value, (int, float) if isinstance(default, float) else type(default)):
+            raise ValueError(f"front_end.{name} (a {type(default).__name__}, not {value!r})")
+        if isinstance(value, (int, float)) and not 0 <= value <= MOST_CONSTANT:
+            raise ValueError(f"front_end.{name} (0 to {MOST_CONSTANT}, not {value!r})")
+    height, width, planes = found.shape
+    cells = max(found.frames * found.frame_samples, height * width * planes, found.fft_size * width)
+    if min(found.frames, found.hop_samples, height, width) < 1 or cells > MOST_CELLS:
+        raise ValueError(f"front_end: no window of at most {MOST_CELLS} numbers comes of {constants}")
+    if found.frame_samples > found.fft_size or not 0 <= found.low_hz < found.high_hz <= found.rate_hz / 2:
+        raise ValueError(f"front_end: its bands do not lie in the spectrum of a frame: {constants}")
+    front_end: FrontEnd = found
+    return front_end
+
+
 def _check(bundle: Bundle) -> None:
     where = bundle.folder / MANIFEST
+    if not bundle.backbones_of(bundle.members):
+        raise BundleError(f"{where}: fusion must name backbones {list(bundle.backbones)} for each member")
     if not bundle.vote or not set(bundle.vote) <= set(bundle.members):
         raise BundleError(f"{where}: vote must name members {list(bundle.members)}, not {list(bundle.vote)}")
     if bundle.channel_fusion not in ("max", "mean"):

@@ -145,3 +145,35 @@ def test_shipped_bundle_is_whole_and_small() -> None:
     assert any(name.endswith("_neg") for name in bundle.vote)
     assert (SHIPPED / "model-card.md").is_file()
     assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 25_000_000
+
+
+ENTRY = manifest()["backbones"][0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"backbones": ["vggish"]},
+        {"backbones": [{**ENTRY, "front_end": "log_mel"}]},
+        {"backbones": [{**ENTRY, "feature_size": float("inf")}]},
+        *({"backbones": [{**ENTRY, "front_end": {**ENTRY["front_end"], **one}}]} for one in (
+            {"rate_hz": 0}, {"rate_hz": "16000"}, {"frames": 10**9}, {"frames": 0}, {"bands": -1}, {"hop_s": 1e-9},
+            {"frame_s": 1.0}, {"fft_size": 2**40}, {"low_hz": 9000.0}, {"high_hz": float("nan")}, {"offset": None},
+        )),
+        {"fusion": ["vggish"]},
+        {"fusion": {"vggish": ["another"], "vggish_neg": []}},
+        {"thresholds": []},
+        {"hop_s": {}},
+    ],
+)  # fmt: skip
+def test_garbled_manifest_with_a_right_digest_is_refused(folder: Path, changes: dict[str, Any]) -> None:
+    """Found by fuzzing: other errors came out, or windows that fill the memory."""
+    rewrite(folder, **changes)
+    with pytest.raises(BundleError):
+        load_bundle(folder)
+
+
+def test_deeply_nested_manifest_is_refused(folder: Path) -> None:
+    (folder / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(BundleError, match="cannot be read"):
+        load_bundle(folder)
