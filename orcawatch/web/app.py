@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -14,6 +15,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from .._version import __version__
 from ..config import Settings
 from ..errors import InputError, OrcawatchError
+from ..recovery import passed_over
 from . import access, detection, download, effort, lists, status, words
 from .access import COOKIE, COOKIE_S, Access
 from .filters import Filter
@@ -148,8 +150,11 @@ def unread(fault: OrcawatchError) -> tuple[str | Response, int]:
 
 
 def broken(fault: Exception) -> tuple[str | Response, int]:
-    """A mistake of ours: the journal tells it, the page does not."""
+    """A log with damaged rows, or a mistake of ours: the journal tells it, the page does not."""
     log.error("%s %s failed", request.method, request.path, exc_info=fault)
+    with suppress(OSError):
+        if (damage := passed_over(site().database)) is not None:
+            return told(503, f"The log is damaged ({damage}): the next start of the daemon rescues what can be read.")
     return told(500, "The page made a mistake; the journal of `orcawatch serve` says more.")
 
 

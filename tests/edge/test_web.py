@@ -359,6 +359,17 @@ def test_a_damaged_log_is_told(output: Path, fill: Fill, client: FlaskClient) ->
     assert client.get("/").status_code == 503
 
 
+def test_rows_that_are_damaged_are_told_with_the_cure(output: Path, fill: Fill, client: FlaskClient) -> None:
+    """Found by fuzzing: pages in order with values that no column holds were told as a mistake of the page."""
+    fill(ROWS)
+    with closing(sqlite3.connect(output / daemon.DATABASE)) as connection, connection:
+        connection.execute("UPDATE detections SET score = 'high'")
+    for address in ("/", "/detection/1", "/status.json"):
+        answer = client.get(address)
+        assert answer.status_code == 503 and "next start of the daemon" in answer.text
+    assert "Traceback" not in client.get("/status").text
+
+
 def test_reading_leaves_nothing_open_and_nothing_behind(output: Path, fill: Fill, client: FlaskClient) -> None:
     fill(ROWS)
     before = sorted(path.name for path in output.iterdir())
