@@ -4,7 +4,7 @@
 
 Makes the audio itself (`orcawatch simulate`, one hydrophone), then scans it with `orcawatch scan`, as a user would run
 it, each time into a new folder. In each round all ways take their turn, so that another load of the machine falls on
-all of them; a row of the table is the median of the rounds. Times are those of the whole command, with its start.
+all of them; a figure is the median of the rounds. Times are those of the whole command, with its start.
 Memory is that of all processes of a scan together: pages that they share count once (Pss), looked at every 0.2 s.
 A way of which the detections differ from the first one's ends the benchmark.
 """
@@ -20,14 +20,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
+from figures import Figure, finish
 from soak import memory_mb
 
 COMMAND = (sys.executable, "-m", "orcawatch.cli")
 LOOK_S = 0.2
+LEAST = 99  # times real time
 
 
 @dataclass(frozen=True)
@@ -67,18 +69,8 @@ def main(files: int, seconds: int, rate: int, workers: tuple[int, ...], rounds: 
         folder = Path(name)
         make(folder / "in", files, seconds, rate)
         costs, detections = measured(folder, ways, rounds)
-    rows = table(ways, costs, files * seconds)
-    click.echo(f"{files} files, {files * seconds} s of one channel at {rate} Hz, {detections} detections")
-    click.echo("workers  pictures   wall s  processor s  times real time  against the first  peak memory MB")
-    for row in rows:
-        pictures = "yes" if row["pictures"] else "no"
-        click.echo(
-            f"{row['workers']:7}  {pictures:8}  {row['wall_s']:7.1f}  {row['processor_s']:11.1f}"
-            f"  {row['times_real_time']:15.1f}  {row['ratio']:17.2f}  {row['peak_mb']:14.0f}"
-        )
-    if file is not None:
-        about = {"files": files, "seconds": seconds, "rate_hz": rate, "rounds": rounds, "detections": detections}
-        file.write_text(json.dumps({**about, "cores": os.cpu_count(), "ways": rows}, indent=1) + "\n")
+    sea = f"{files} files, {files * seconds} s at {rate} Hz, {detections} detections"
+    finish(list(figures(ways, costs, files * seconds, sea)), file)
 
 
 def make(folder: Path, files: int, seconds: int, rate: int) -> None:
@@ -152,21 +144,17 @@ def pss_mb(process: int) -> float:
         return 0.0
 
 
-def table(ways: list[Way], costs: dict[Way, list[Cost]], audio_s: float) -> list[dict[str, float]]:
-    """A row for each way; its ratio is to the first way with the same pictures."""
-    rows: list[dict[str, float]] = []
+def figures(ways: list[Way], costs: dict[Way, list[Cost]], audio_s: float, sea: str) -> Iterator[Figure]:
+    """Speed and memory of each way; the first one's with the same pictures is what others are compared with."""
     for way in ways:
-        first = next(other for other in ways if other.pictures == way.pictures)
+        name = f"scan, workers {way.workers}, with{'' if way.pictures else 'out'} pictures"
         wall_s = median(costs[way], lambda cost: cost.wall_s)
-        figures = {
-            "wall_s": wall_s,
-            "processor_s": median(costs[way], lambda cost: cost.processor_s),
-            "times_real_time": audio_s / wall_s,
-            "ratio": median(costs[first], lambda cost: cost.wall_s) / wall_s,
-            "peak_mb": max(cost.peak_mb for cost in costs[way]),
-        }
-        rows.append({**asdict(way), **figures})
-    return rows
+        processor_s = median(costs[way], lambda cost: cost.processor_s)
+        first = next(other for other in ways if other.pictures == way.pictures)
+        ratio = median(costs[first], lambda cost: cost.wall_s) / wall_s
+        told = f"{processor_s:.1f} s of the processor, {ratio:.2f} times workers {first.workers}; {sea}"
+        yield Figure(name, audio_s / wall_s, "x real time", least=None if way.pictures else LEAST, note=told)
+        yield Figure(f"{name}: peak memory", max(cost.peak_mb for cost in costs[way]), "MB")
 
 
 def median(costs: list[Cost], figure: Callable[[Cost], float]) -> float:
