@@ -1,6 +1,7 @@
 # make demo: see orcas detected on four channels. make test: every test, each side in its own environment.
+# make bench: the figures of the README, on this machine (BENCH="--run RUN --bundle BUNDLE" for more).
 # make boot: the service in a booted Debian (root only).
-.PHONY: demo test boot edge train tflite parts lint clean
+.PHONY: bench demo test boot edge train tflite parts lint clean
 EDGE = .venv/edge/bin
 TRAIN = .venv/train/bin
 TFLITE = .venv/tflite/bin
@@ -17,6 +18,11 @@ test: lint edge tflite train parts
 	@$(TFLITE)/python -m pytest tests/edge -m "not parts" >.venv/tflite.log 2>&1 & older=$$!; \
 	EDGE_PYTHONS=$(CURDIR)/$(EDGE)/python:$(CURDIR)/$(TFLITE)/python $(TRAIN)/python -m pytest tests/train; trained=$$?; \
 	wait $$older; older=$$?; cat .venv/tflite.log; exit $$((trained | older))
+
+# librosa, which the front end is compared with, has an environment of its own; what needs the training's runs where it is.
+bench: edge parts
+	@deploy/environment.sh bench bench
+	$(EDGE)/python benchmarks/bench.py $(BENCH)
 
 boot: edge
 	@tests/packages.sh debootstrap systemd-container
