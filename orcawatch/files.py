@@ -15,6 +15,7 @@ import soundfile
 
 from .capture import check_channels
 from .errors import AudioError
+from .harmless import harmless
 from .headers import lacks_end, stated_frames, unstated_frames
 from .records import AudioBlock, StreamInfo
 from .times import Times, comment_of
@@ -148,14 +149,18 @@ class FileSource:
 
 
 def printable(path: Path) -> str:
-    """A path as text that can be printed and stored: bytes that are not UTF-8 are written as `\\xe9`."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """A path as text that can be printed and stored: what is not UTF-8, or commands a terminal, is written as `\\xe9`."""
+    return harmless(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 
 def open_audio(path: Path) -> Any:
     """An open `soundfile.SoundFile`; raises AudioError where that cannot be had."""
-    if not path.is_file():
-        raise AudioError(f"{printable(path)} is not a file; check the path")
+    try:
+        if not path.is_file():
+            raise AudioError(f"{printable(path)} is not a file; check the path")
+        path.open("rb").close()  # libsndfile would say `System error`, whatever it is
+    except OSError as fault:
+        raise AudioError(f"{printable(path)} cannot be read: {fault.strerror}; mend that, or leave it out") from fault
     try:
         return soundfile.SoundFile(os.fsencode(path))
     except (soundfile.SoundFileError, TypeError, OSError) as fault:
@@ -229,8 +234,16 @@ def audio_files(folder: Path, without: Path) -> list[Path]:
     return sorted(
         path
         for path in _files(folder)
-        if path.suffix.lower() in SUFFIXES and path.is_file() and skipped not in path.resolve().parents
+        if path.suffix.lower() in SUFFIXES and _is_file(path) and skipped not in path.resolve().parents
     )
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is one; what may be listed but not looked at counts as one, so that the scan tells its fault."""
+    try:
+        return path.is_file()
+    except PermissionError:
+        return True
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 import wave
 from datetime import datetime, timezone
 from pathlib import Path
@@ -300,3 +303,41 @@ def test_six_channels_of_a_reef(data_folder: Path) -> None:
     assert (source.info.channels, source.info.rate_hz) == (6, 32000)
     assert sum(len(block.samples) for block in source.blocks()) == soundfile.info(source.info.name).frames
     assert source.info.start_utc == datetime(2019, 9, 20, 16, 38, 58, tzinfo=timezone.utc)
+
+
+def test_what_may_not_be_read_is_set_aside_with_the_systems_word(tmp_path: Path) -> None:
+    """A file without rights, and one in a folder that may be listed but not entered; root is first made like others."""
+    for name in ("dark.flac", "shut/a.flac"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "dark.flac").chmod(0)
+    (tmp_path / "shut").chmod(0o744)
+    looked = [sys.executable, "-c", LOOK, str(tmp_path)]
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("setpriv (util-linux) is not here")
+        for path in (tmp_path, tmp_path / "dark.flac", tmp_path / "shut", tmp_path / "shut" / "a.flac"):
+            os.chown(path, 65534, 65534)
+        tmp_path.chmod(0o755)
+        rights = "-dac_override,-dac_read_search"
+        looked = ["setpriv", f"--inh-caps={rights}", f"--bounding-set={rights}", *looked]
+    try:
+        found = subprocess.run(looked, capture_output=True, text=True, check=True).stdout.splitlines()
+    finally:
+        (tmp_path / "shut").chmod(0o755)
+    assert [line.partition("cannot")[2] for line in found] == [
+        " be read: Permission denied; mend that, or leave it out"
+    ] * 2
+
+
+LOOK = """
+import sys
+from pathlib import Path
+from orcawatch.errors import AudioError
+from orcawatch.files import audio_files, open_audio
+for path in audio_files(Path(sys.argv[1]), Path("none")):
+    try:
+        open_audio(path)
+    except AudioError as fault:
+        print(fault)
+"""
