@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import wave
 from datetime import datetime, timezone
 from pathlib import Path
