@@ -1,7 +1,8 @@
 # make demo: see orcas detected on four channels. make test: every test, each side in its own environment.
 # make bench: the figures of the README, on this machine (BENCH="--run RUN --bundle BUNDLE" for more).
-# make boot: the service in a booted Debian (root only).
-.PHONY: bench demo test boot edge train tflite parts lint clean
+# make boot: the service in a booted Debian (root only). make audit: known holes in what is installed (needs the network).
+# make arm: the same detections on an emulated Raspberry Pi (root only, slow).
+.PHONY: arm audit bench demo test boot edge train tflite parts lint clean
 EDGE = .venv/edge/bin
 TRAIN = .venv/train/bin
 TFLITE = .venv/tflite/bin
@@ -27,6 +28,17 @@ bench: edge parts
 boot: edge
 	@tests/packages.sh debootstrap systemd-container
 	$(EDGE)/python -m pytest -s tests/boot
+
+# The exact versions of the edge's environment, asked of the public list of vulnerabilities; what could not be asked about
+# is a failure, too.
+audit: edge
+	@test -x .venv/audit/bin/pip-audit || { python3 -m venv .venv/audit && .venv/audit/bin/pip install --quiet 'pip-audit>=2.7'; }
+	$(EDGE)/python -m pip freeze | grep -v orcawatch >.venv/audit/installed.txt
+	.venv/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement .venv/audit/installed.txt
+
+arm: edge tflite
+	@tests/packages.sh debootstrap qemu-user-static
+	OTHER_PYTHON=$(CURDIR)/$(TFLITE)/python $(EDGE)/python -m pytest -s tests/arm
 
 # What tests run against for real: a sound system, a broker, a proxy, service managers.
 parts:

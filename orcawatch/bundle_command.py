@@ -10,6 +10,7 @@ import click
 
 from .cli import EXIT_CODES, FILE, chosen_settings, config_option, logged, output_option
 from .errors import InputError
+from .harmless import harmless
 
 if TYPE_CHECKING:
     from .bundle import Bundle
@@ -28,7 +29,7 @@ def inspect(path: Path) -> None:
     """Print what a bundle holds."""
     from .bundle import load_bundle
 
-    click.echo("\n".join(described(load_bundle(path))))
+    click.echo(harmless("\n".join(described(load_bundle(path))), keep="\n"))
 
 
 @command.command(epilog=EXIT_CODES)
@@ -143,10 +144,10 @@ def list_bundles(config: Path | None, output: Path | None) -> None:
     shelf = shelf_of(settings)
     found = in_force(settings)
     for fault in found.faults:
-        click.echo(f"fault      {fault}")
-    click.echo(f"in force   {found}")
+        click.echo(harmless(f"fault      {fault}"))
+    click.echo(harmless(f"in force   {found}"))
     for line in shelf_lines(shelf):
-        click.echo(line)
+        click.echo(harmless(line))
 
 
 @command.group()
@@ -177,7 +178,7 @@ def report(config: Path | None, output: Path | None, digest: str | None, table: 
             write_bytes(table, csv_text(found.pairs).encode())
         except OSError as fault:
             raise InputError(f"{table} cannot be written: {fault.strerror}; name another file") from fault
-    click.echo("\n".join(lines(found)))
+    click.echo(harmless("\n".join(lines(found)), keep="\n"))
 
 
 @shadow.command(epilog=EXIT_CODES)
@@ -229,7 +230,7 @@ def changed(found: Bundle, settings: Settings) -> None:
     from .bundle import SHIPPED
 
     whose = ", the bundle that comes with orcawatch" if found.folder == SHIPPED else ""
-    click.echo(f"current: {found.name} {found.digest[:12]}{whose}")
+    click.echo(harmless(f"current: {found.name} {found.digest[:12]}{whose}"))
     if settings.bundle is not None:
         click.echo(f"but the settings name another, {settings.bundle}: take `bundle:` out to use the installed one")
         return

@@ -15,6 +15,7 @@ import click
 
 from ._version import __version__
 from .errors import InputError, OrcawatchError
+from .harmless import harmless
 from .plugin import entry_points
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 log = logging.getLogger(__name__)
 
 GROUP = "orcawatch.commands"
+LAYOUT = "\n\t"  # control characters that our own texts have
 # Commands in modules of their own, loaded when they are called: module, and their line in --help.
 MODULES = {
     "bundle": ("bundle_command", "Inspect, verify, install, compare and roll back bundles."),
@@ -85,7 +87,7 @@ class Root(click.Group):
         try:
             return super().invoke(ctx)
         except OrcawatchError as fault:
-            click.echo(f"orcawatch: {fault}", err=True)
+            click.echo(f"orcawatch: {harmless(str(fault), keep=LAYOUT)}", err=True)
             ctx.exit(fault.exit_code)
 
     def _short_help(self, name: str) -> str:
@@ -141,7 +143,7 @@ class Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One record."""
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        return f"orcawatch: {level}{super().format(record)}"
+        return f"orcawatch: {level}{harmless(super().format(record), keep=LAYOUT)}"
 
 
 FILE = click.Path(path_type=Path)
@@ -271,7 +273,7 @@ def explain_all(
                 failed += 1
                 continue
             if found is not None:
-                click.echo(f"{found.picture}: {found}")
+                click.echo(harmless(f"{found.picture}: {found}"))
             if fault is not None:
                 log.error("%s", about(recording, fault))
                 faulty += 1

@@ -12,6 +12,7 @@ import click
 from .cli import EXIT_CODES, logged
 from .errors import OrcawatchError
 from .feed import COMMAND
+from .harmless import harmless
 from .soundcard import Device, plain
 
 LIST_S = 60.0  # each rate of each card is tried
@@ -72,7 +73,7 @@ def found_of(entry: dict[str, object], default: int) -> Found:
 def command(as_json: bool) -> None:
     """List the sound cards that can be listened to, by the names that source.device takes."""
     for found in find_devices():
-        click.echo(json.dumps(record(found), ensure_ascii=False) if as_json else str(found))
+        click.echo(json.dumps(record(found), ensure_ascii=False) if as_json else harmless(str(found)))
 
 
 def record(found: Found) -> dict[str, object]:

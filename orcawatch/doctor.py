@@ -53,6 +53,7 @@ from .errors import OrcawatchError
 from .feed import COMMAND, Chunk, Ended, Feed
 from .files import FileSource
 from .findings import FAULT, OK, WARNING, Finding, count, exit_code, halves, lines, report
+from .harmless import harmless
 from .hearing import check_audio
 from .live import MOST_CHANNELS, decoded
 from .records import AudioBlock
@@ -134,7 +135,7 @@ def command(
     settings = chosen_settings(config, None, None)
     findings = examine(settings, seconds, file, user)
     text = json.dumps(report(findings), ensure_ascii=False, indent=1) if as_json else "\n".join(lines(findings))
-    click.echo(text)
+    click.echo(harmless(text, keep="\n"))
     ctx.exit(exit_code(findings))
 
 

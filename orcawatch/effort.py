@@ -16,6 +16,7 @@ import click
 
 from .cli import EXIT_CODES, chosen_settings, config_option, logged
 from .errors import InputError
+from .harmless import harmless
 from .ledger import BEHIND, COLUMNS, GAP, RECORDED, Stretch, plain, stretch, utc_of
 from .store import Store
 
@@ -459,7 +460,7 @@ def report(
         return
     found, total = accounts(entries, detections, "day" if by == "total" else by, span)
     for text in table([] if by == "total" else found, total):
-        click.echo(text)
+        click.echo(harmless(text))
     inside = [jump for jump in jumps if span.holds(jump.utc)]
     for text in warnings(entries, [] if by == "total" else found, total, inside):
-        click.echo(f"note: {text}")
+        click.echo(harmless(f"note: {text}"))

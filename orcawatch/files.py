@@ -149,7 +149,7 @@ class FileSource:
 
 
 def printable(path: Path) -> str:
-    """A path as text that can be printed and stored: what is not UTF-8, or commands a terminal, is written as `\\xe9`."""
+    """A path as text that can be printed and stored: what is no UTF-8, or commands terminals, is written as `\\xe9`."""
     return harmless(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 

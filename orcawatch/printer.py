@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .harmless import harmless
+
 if TYPE_CHECKING:
     from .config import Settings
 
@@ -37,7 +39,7 @@ class Printer:
         """Print one detection, in place of a progress bar's line."""
         if sys.stderr.isatty() and sys.stdout.isatty():
             click.echo("\r\x1b[K", nl=False, err=True)
-        click.echo(self.line(detection))
+        click.echo(harmless(self.line(detection), keep="\n"))
 
     def line(self, detection: Any) -> str:
         """What is printed of a detection, without the line's end."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import platform
+import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from threading import Lock, Thread
+from threading import BoundedSemaphore, Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 RETRY_S = 60.0  # between two tries to serve: a name instead of an address may take seconds to look up
 INFERENCE_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # borders of the histogram
 JOIN_S = 5.0
+VISITORS = 4  # at once; who comes while there are so many is turned away
+SILENT_S = 5.0  # a visitor that says nothing for so long is turned away, too
 
 
 class Metrics:
@@ -86,11 +89,9 @@ class Metrics:
             self._begin(*self._wanted)
 
     def _begin(self, port: int, address: str, registry: CollectorRegistry) -> None:
-        from prometheus_client import start_http_server
-
         place = f"{address} port {port}"
         try:
-            self._server, self._thread = start_http_server(port, address, registry)
+            self._server, self._thread = begun(port, address, registry)
         except OSError as fault:
             self._retry_at_s = time.monotonic() + RETRY_S
             self._complaint.say(
@@ -222,3 +223,48 @@ def info(name: str, values: Mapping[str, str]) -> Metric:
     from prometheus_client.metrics_core import InfoMetricFamily
 
     return InfoMetricFamily(name, "What listens, and with what.", dict(values))
+
+
+def begun(port: int, address: str, registry: CollectorRegistry) -> tuple[WSGIServer, Thread]:
+    """A server of the figures, in a thread of its own; raises OSError where the address cannot be had.
+
+    prometheus_client's own makes a thread for everybody who connects, however many, and waits for ever for what they
+    say: strangers could take the threads that the watch needs.
+    """
+    from socketserver import ThreadingMixIn
+    from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+    from prometheus_client import make_wsgi_app
+
+    places = BoundedSemaphore(VISITORS)
+
+    class Handler(WSGIRequestHandler):
+        timeout = SILENT_S
+
+        def log_message(self, format: str, *about: object) -> None:
+            pass
+
+    class Server(ThreadingMixIn, WSGIServer):
+        daemon_threads = True
+        address_family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            if places.acquire(blocking=False):
+                super().process_request(request, client_address)
+            else:
+                self.shutdown_request(request)
+
+        def process_request_thread(self, request: Any, client_address: Any) -> None:
+            try:
+                super().process_request_thread(request, client_address)
+            finally:
+                places.release()
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            log.debug("%s was not told the figures", client_address, exc_info=True)
+
+    server = Server((address, port), Handler)
+    server.set_app(make_wsgi_app(registry))
+    thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
+    return server, thread

@@ -15,6 +15,7 @@ import click
 from .cli import EXIT_CODES, FILE, logged
 from .effort import Span, database, parse_utc
 from .errors import InputError
+from .harmless import harmless
 from .selection import UNREVIEWED, Wanted, read_rows, read_runs
 from .store import Detection, Store
 from .verdicts import VERDICTS, Verdict, Writer, give_all
@@ -54,7 +55,7 @@ def list_(
     wanted = Wanted(span, verdicts, least_score, stations, sources)
     with Store.reader(database(output)) as reader, reader.transaction() as connection:
         rows = [row.detection for row in read_rows(connection, read_runs(connection), wanted)]
-    click.echo(listed(rows), nl=False)
+    click.echo(harmless(listed(rows), keep="\n\t"), nl=False)
 
 
 def listed(found: Iterable[Detection]) -> str:

@@ -281,7 +281,10 @@ def _decoded(output: Path, found: Detection) -> tuple[Array, int, str]:
         raise AudioError("it has no clip")
     if found.removed is not None:
         raise AudioError(f"its clip was deleted: {found.removed}")
-    place = database(output).parent / found.clip
+    folder = database(output).parent.resolve()
+    place = (folder / found.clip).resolve()
+    if folder not in place.parents:  # a database may come from anybody
+        raise AudioError(f"{found.clip} leads out of {folder}")
     try:
         with soundfile.SoundFile(str(place)) as file:
             return file.read(dtype="float32", always_2d=True), int(file.samplerate), str(file.subtype)

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import contextlib
 import math
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
+from http.client import HTTPException
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -141,3 +144,28 @@ def test_without_a_port_everything_may_be_called_and_nothing_is_loaded(tmp_path:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout == "False\n"
+
+
+def test_strangers_take_neither_threads_nor_the_figures_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds that connect and say nothing, or a byte now and then, or far too much."""
+    monkeypatch.setattr(prometheus, "SILENT_S", 0.5)
+    metrics, port = Metrics(()), free_port()
+    before = threading.active_count()
+    metrics.serve(MetricsSettings(port=port))
+    try:
+        silent = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(100)]
+        for connection in silent[:50]:
+            with contextlib.suppress(OSError):
+                connection.sendall(b"GET /metrics HTTP/1.1\r\nX: " + b"y" * 100_000)
+        assert threading.active_count() <= before + 1 + prometheus.VISITORS
+        deadline = time.monotonic() + 30
+        while True:
+            with contextlib.suppress(OSError, HTTPException):
+                assert scraped(port)
+                break
+            assert time.monotonic() < deadline, "who says nothing is never turned away"
+            time.sleep(0.1)
+        for connection in silent:
+            connection.close()
+    finally:
+        metrics.close()
