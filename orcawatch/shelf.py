@@ -131,7 +131,7 @@ class Shelf:
         folder = self._place(name)
         size_b, bundle, fault = 0, None, ""
         try:
-            size_b = sum(file.lstat().st_size for file in folder.iterdir())
+            size_b = sum(file.stat().st_size for file in folder.iterdir())
             bundle = load_bundle(folder)
         except (OrcawatchError, OSError) as found:
             fault = str(found)
