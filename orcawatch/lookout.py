@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from threading import Lock, Thread
+from threading import RLock, Thread
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,7 +153,7 @@ class Lookout(Watcher):
         self.attended = attended
         self._output = output
         self._channel = channel
-        self._lock = Lock()
+        self._lock = RLock()  # the handler of a signal may log, and so note, while this thread holds it
         self._settings: Settings | None = None
         self._bundle: Bundle | None = None
         self._stream: Stream | None = None

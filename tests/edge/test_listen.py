@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
+import signal
 from collections import defaultdict
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -18,9 +20,10 @@ from rich.color import ColorSystem
 
 from orcawatch import handclips
 from orcawatch.config import HydrophoneSettings, Settings, SourceSettings
+from orcawatch.daemon import stop_signals
 from orcawatch.errors import InputError
 from orcawatch.levels import Calibration
-from orcawatch.listen import listened
+from orcawatch.listen import listened, noted
 from orcawatch.lookout import Lookout
 from orcawatch.meters import Meters
 from orcawatch.palette import Palette
@@ -347,3 +350,28 @@ def test_clip_that_the_disk_refuses_is_told(ensemble: Any, tmp_path: Path) -> No
 
 def test_clock_text() -> None:
     assert clock_text(3725.9) == "1:02:05"
+
+
+def test_a_signal_while_something_is_heard_stops_and_locks_nothing(
+    ensemble: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The handler logs, the log is noted in the view, and the loop's thread may be in the middle of telling the view."""
+
+    def late(number: int, frame: object) -> None:
+        raise TimeoutError("the handler waits for the thread that it interrupted")
+
+    push = Waterfall.push
+    lookout, course = Lookout(attended=True), Course()
+    lookout.begins(Settings(), ensemble.bundle)
+    monkeypatch.setattr(Waterfall, "push", lambda *given: (signal.raise_signal(signal.SIGTERM), push(*given))[1])
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(20)
+    monkeypatch.setattr(logging.getLogger("orcawatch"), "level", logging.INFO)
+    try:
+        with noted(lookout), stop_signals() as stop:
+            lookout.heard(course, AudioBlock(np.zeros((RATE_HZ, 4), np.float32), 0), [])  # type: ignore[arg-type]
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert stop.is_set()
+    assert [note.text for note in lookout.sight(0).notes] == ["SIGTERM: stopping; what was heard is finished first"]
