@@ -10,6 +10,7 @@ import pytest
 
 from orcawatch.bundle import SHIPPED, load_bundle, write_bundle
 from orcawatch.calls import pulsed_call
+from orcawatch.cascade import Cascade
 from orcawatch.ensemble import Ensemble, fuse_channels
 from orcawatch.errors import BundleError
 from orcawatch.records import Window
@@ -20,7 +21,10 @@ RATE_HZ = 16000
 
 @pytest.fixture(scope="module")
 def ensemble() -> Ensemble:
-    return Ensemble(load_bundle(SHIPPED))
+    """The shipped bundle, hearing everything."""
+    found = Ensemble(load_bundle(SHIPPED))
+    found.cascade = Cascade()
+    return found
 
 
 def window_of(ensemble: Ensemble, audio: np.ndarray) -> Window:
@@ -45,6 +49,13 @@ def test_call_scores_over_noise(ensemble: Ensemble, window: Window) -> None:
     assert score.channel_scores[1] > score.channel_scores[0]
     assert score.member_scores.shape == (2, len(ensemble.bundle.members))
     assert ((score.member_scores >= 0) & (score.member_scores <= 1)).all()
+
+
+def test_noise_is_stopped_by_the_shipped_gate_and_a_call_is_not(ensemble: Ensemble, window: Window) -> None:
+    found, full = Ensemble(ensemble.bundle).score(window), ensemble.score(window)
+    assert np.isnan(found.member_scores[0]).all() and found.channel_scores[0] < ensemble.bundle.stop_threshold
+    np.testing.assert_array_equal(found.member_scores[1], full.member_scores[1])
+    assert found.score == full.score == found.channel_scores[1]
 
 
 def test_vote_is_the_mean_of_its_members(ensemble: Ensemble, window: Window) -> None:
