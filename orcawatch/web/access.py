@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import logging
 import os
 import secrets
 import time
@@ -21,6 +22,8 @@ from werkzeug.exceptions import NotFound
 
 from ..durable import make_folder
 from ..errors import InputError
+
+log = logging.getLogger(__name__)
 
 TOKEN_FILE = "web-token"
 TOKEN_BYTES = 24
@@ -106,7 +109,7 @@ class Access:
         return is_loopback(asked.remote_addr) and names_loopback(asked.host)
 
     def _compare(self, given: str, right: str, asked: Request) -> bool:
-        address = asked.remote_addr or ""
+        address = visitor(asked.remote_addr or "")
         if self._failures.too_many(address):
             abort(429, "Too many wrong tokens came from this address.")
         if not same(given, right):
@@ -170,6 +173,17 @@ def is_loopback(address: str | None) -> bool:
         return False
     mapped = getattr(found, "ipv4_mapped", None)
     return (mapped or found).is_loopback
+
+
+def visitor(address: str) -> str:
+    """Whose address it is, as failures are counted: with IPv6 everybody has 2^64 of them, so the network counts."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if found.version == 6 and found.ipv4_mapped is None:
+        return str(ipaddress.ip_network((found, 64), strict=False))
+    return str(getattr(found, "ipv4_mapped", None) or found)
 
 
 def names_loopback(host: str) -> bool:
@@ -236,6 +250,8 @@ def read_token(output: Path, file: Path | None) -> str:
         if file is None and not path.exists():
             make_token(path)
         token = path.read_text(encoding="utf-8").strip()
+        if path.stat().st_mode & 0o007:
+            log.warning("everybody on this machine can read the token in %s: chmod o= %s", path, path)
     except (OSError, UnicodeError) as fault:
         raise InputError(
             f"the token in {path} cannot be read: {fault}; name another file (web.token_file or --token-file)"
