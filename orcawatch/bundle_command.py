@@ -210,6 +210,7 @@ def shelf_of(settings: Settings) -> Shelf:
 
 def fits(settings: Settings) -> Callable[[Bundle], object]:
     """Raises OrcawatchError for a bundle that is not trusted, does not fit the settings, or cannot score silence."""
+    from .attempt import try_out
     from .config import overridden
     from .detector import Detector, score_silence
     from .ensemble import Ensemble
@@ -217,6 +218,7 @@ def fits(settings: Settings) -> Callable[[Bundle], object]:
 
     def check(found: Bundle) -> None:
         check_signature(found, settings.bundles)
+        try_out(found.folder)
         chosen = Ensemble(overridden(found, settings))
         rates = [entry.front_end.rate_hz for entry in found.backbones.values()]
         Detector(chosen, settings.source.rate_hz or max(rates), 1, chosen.bundle.hop_s)

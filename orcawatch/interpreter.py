@@ -91,8 +91,11 @@ class Model:
         ------
         BundleError : the model lacks the signature, or takes or gives other arrays.
         """
-        runner = self._runner(signature)
-        found = (_shapes(runner.get_input_details()), _shapes(runner.get_output_details()))
+        try:
+            runner = self._runner(signature)
+            found = (_shapes(runner.get_input_details()), _shapes(runner.get_output_details()))
+        except (ValueError, RuntimeError) as fault:  # names that are no text, tensors that are not there
+            raise BundleError(f"{self._path}: {signature} is garbled: {fault}; make the bundle again") from fault
         if found != (inputs, outputs):
             raise BundleError(
                 f"{self._path} does not fit its manifest: {signature} must take {inputs} and give {outputs}, "
