@@ -34,6 +34,7 @@ from orcawatch.bundle import SHIPPED, load_bundle
 from orcawatch.interpreter import runtime_name
 
 HERE = Path(__file__).resolve().parent
+VENV = HERE.parent / ".venv"
 FOLDER = click.Path(path_type=Path, exists=True)
 PATH = click.Path(path_type=Path)
 
@@ -47,6 +48,7 @@ class Given:
     train: Path
     librosa: Path
     quick: bool
+    models: Path
 
     @property
     def more(self) -> list[str]:
@@ -83,9 +85,8 @@ def parts(given: Given) -> dict[str, Part]:
     no_librosa = (
         "" if given.librosa.is_file() else f"no librosa at {given.librosa} (`deploy/environment.sh bench bench`)"
     )
-    sizes = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orcawatch-bench"
     run = [] if given.run is None else ["--run", str(given.run)]
-    models = ["--models", str(sizes)] if sizes.is_dir() or not no_train else []
+    models = [] if no_train and not given.models.is_dir() else ["--models", str(given.models)]
     return {
         "daemon": Part(
             "The daemon", "Four hydrophones at 48 kHz: `benchmarks/loop.py`.",
@@ -105,7 +106,7 @@ def parts(given: Given) -> dict[str, Part]:
         ),
         "sizes": Part(
             "Input sizes", "Files for the next part: `benchmarks/sizes.py`.",
-            "sizes.py", (str(sizes),), ("--size", "75", "--backbone", "inception_v3"), given.train, no_train,
+            "sizes.py", (str(given.models),), ("--size", "75", "--backbone", "inception_v3"), given.train, no_train,
         ),
         "networks": Part(
             "Networks and their relevance maps", "In the edge's interpreter: `benchmarks/networks.py`.",
@@ -198,8 +199,8 @@ def commit() -> str:
 @click.option("--bundle", "bundles", multiple=True, type=FOLDER, help="To measure beside the shipped one.")
 @click.option("--part", "names", multiple=True, help="Only this one; may be given several times.")
 @click.option("--quick", is_flag=True, help="Tiny sizes, to see that everything runs: its figures mean nothing.")
-@click.option("--train", type=PATH, default=".venv/train/bin/python", show_default=True, help="Python with TensorFlow.")
-@click.option("--librosa", type=PATH, default=".venv/bench/bin/python", show_default=True, help="Python with librosa.")
+@click.option("--train", type=PATH, default=VENV / "train/bin/python", help="[default: .venv/train/bin/python]")
+@click.option("--librosa", type=PATH, default=VENV / "bench/bin/python", help="[default: .venv/bench/bin/python]")
 @click.option(
     "--json", "file", type=PATH, default="orcawatch-out/bench.json", show_default=True, help="What is written."
 )
@@ -209,7 +210,7 @@ def main(names: Sequence[str], file: Path, table: Path | None, **about: Any) -> 
     if table is not None:
         click.echo(page(json.loads(table.read_text())))
         return
-    given = Given(**about)
+    given = Given(**about, models=file.parent / ("bench-quick" if about["quick"] else "bench-models"))
     chosen = parts(given)
     if unknown := sorted(set(names) - set(chosen)):
         raise click.BadParameter(f"there is no part {unknown[0]!r}; parts are {', '.join(chosen)}")

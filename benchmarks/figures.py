@@ -50,7 +50,7 @@ class Figure:
         """Its line of a table."""
         bound = "" if self.goal is None else f"{'at least' if self.most is None else 'at most'} {shown(self.goal)}"
         measured = "-" if self.value is None else f"{shown(self.value)} {self.unit}".strip()
-        return f"| {self.what} | {measured} | {bound} | {self.met} | {self.note} |"
+        return f"| {self.what} | {measured} | {bound} | {self.met} | {self.note.replace('|', '/')} |"
 
 
 def shown(value: float) -> str:
@@ -99,8 +99,8 @@ def page(report: Mapping[str, Any]) -> str:
     sections = []
     for name, figures in parts_of(report).items():
         part = report["parts"][name]
-        told = table(figures) if figures else f"Not measured: {part['missing']}."
-        sections.append(f"## {part['title']}\n\n{part['about']}\n\n{told}\n")
+        told = f"Not measured: {part['missing']}." if part["missing"] else table(figures)
+        sections += [f"## {part['title']}\n\n{part['about']}\n\n{told}\n"] if figures or part["missing"] else []
     return "\n".join(
         [INTRODUCTION, "| machine | |", "|---|---|", *about, "", "## Goals", "", goals(report), "", *sections]
     )
@@ -108,12 +108,20 @@ def page(report: Mapping[str, Any]) -> str:
 
 INTRODUCTION = """# Benchmarks
 
-`make bench` measures all of this on your machine, and `python benchmarks/bench.py --table orcawatch-out/bench.json`
-makes this page of what it wrote. What needs a run of the training, or its environment, is measured where they are there
-(`make bench BENCH="--run RUN --bundle BUNDLE"`).
+`make bench` measures all of this on your machine (half an hour), and `python benchmarks/bench.py --table
+orcawatch-out/bench.json` makes this page of what it wrote. What needs a run of the training, or its environment, is
+measured where they are there (`make bench BENCH="--run RUN --bundle BUNDLE"`); else its line says what is missing.
 
-*Of a core* is processor time over the time of the audio: at 0.05 of a core, one core could listen to 20 such arrays.
-Processor time is that of the measured process alone, so that another load of the machine counts little; what is
-compared with something else is measured beside it in one process. Memory is the highest that was resident (`VmHWM`),
-shared pages and the models' files included.
+- *Of a core* is processor time over the time of the audio: at 0.05 of a core, one core could listen to 20 such arrays.
+- Processor time is that of the measured process alone, so that another load of the machine counts little; times *by the
+  clock* want a quiet machine.
+- What is compared with something else is measured beside it in one process, taking turns.
+- Memory is the highest that was resident (`VmHWM`), shared pages and the models' files included.
+- *At a core's best* is the time that the multiply-adds of a network's convolutions and dense layers take at the
+  highest rate that a core reaches on its registers, in 8 bits for weights of 8 bits, else in float32
+  (`benchmarks/peak.c`): where a network is near that, only a smaller one is faster, or one that is heard less often
+  ([cascade](cascade.md)).
+- How long after a call its row is there (`benchmarks/latency.py` defines it exactly) is mostly waiting that is asked
+  for: an event ends `events.merge_gap_s` after its last call, and the card's driver buffers `source.latency_s`. What
+  the machine adds is `after the deciding window`.
 """

@@ -61,7 +61,7 @@ def figures(
     """Those of one backbone: its head on `windows`, the whole network on `network_windows`."""
     _, backbone, batch = load(entry, result, windows)
     features = np.concatenate([backbone.predict_on_batch(some) for some in batches(batch)])
-    all_heads = tf.function(lambda x: head_relevance(x, head, "highest"))
+    all_heads = tf.function(lambda x: head_relevance(x, head, "highest"), autograph=False)
     all_heads(features)  # traces
     of_features, seconds = timed(lambda: all_heads(features).numpy())
     yield from compared(f"{entry['name']}, head", of_features, seconds, lambda: analyse(head_model(head), features))

@@ -51,10 +51,10 @@ def test_the_daemon_is_measured_part_by_part(tmp_path: Path) -> None:
         peak_mb = parts.pop(f"first-light, {sea}: peak memory")
         assert 50 < peak_mb < 2000
         assert sum(parts.values()) == pytest.approx(whole)
-        assert parts[f"first-light, {sea}: backbones"] == max(parts.values()) or sea != "quiet"
         # A part that none of our code runs any more has no time: PARTS in benchmarks/hooked.py names another function.
         assert {"front end", "heads and vote", "levels", "database", "clips"} <= {name.split(": ")[1] for name in parts}
     assert shares["first-light, worst: snapshots"] > 0
+    assert shares["first-light, worst: backbones"] > shares["first-light, worst: front end"]
     assert found["machine"]["shipped bundle"].endswith(load_bundle(SHIPPED).digest[:12])
     assert "| first-light, quiet | " in told and "at most 0.05" in told
 
