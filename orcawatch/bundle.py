@@ -151,11 +151,12 @@ def _verify_files(folder: Path, manifest: Mapping[str, Any]) -> None:
     named = manifest.get("files")
     if not isinstance(named, dict) or not named:
         raise BundleError(f"{folder / MANIFEST} names no files: make the bundle again")
-    if surplus := sorted({path.name for path in folder.iterdir()} - {MANIFEST, SIGNATURE, *named}):
+    there = {path.name for path in folder.iterdir()}
+    if surplus := sorted(there - {MANIFEST, SIGNATURE, *named}):
         raise BundleError(f"{folder} holds {surplus}, which its manifest does not name: remove them")
     for name, expected in named.items():
         path = folder / name
-        if Path(name).name != name or not path.is_file():
+        if name not in there or not path.is_file():
             raise BundleError(f"{folder} lacks {name}, which its manifest names: copy the bundle again")
         if (found := sha256(path)) != expected:
             raise BundleError(

@@ -173,6 +173,14 @@ def test_garbled_manifest_with_a_right_digest_is_refused(folder: Path, changes: 
         load_bundle(folder)
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "../bundle/heads.tflite", "..", "", "\0"])
+def test_manifest_that_names_what_no_file_is_called_is_refused(folder: Path, name: str) -> None:
+    """Found by fuzzing: a name too long for the file system raised OSError."""
+    rewrite(folder, files={**json.loads((folder / "manifest.json").read_text())["files"], name: "0" * 64})
+    with pytest.raises(BundleError, match="which its manifest names"):
+        load_bundle(folder)
+
+
 def test_deeply_nested_manifest_is_refused(folder: Path) -> None:
     (folder / "manifest.json").write_text("[" * 100_000)
     with pytest.raises(BundleError, match="cannot be read"):

@@ -1,0 +1,57 @@
+"""Malformed input, some hundred of each kind, as in `benchmarks/fuzz.py`; and that a defect would be found."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orcawatch.errors import InputError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import fuzz
+
+pytestmark = pytest.mark.parts
+
+INPUTS = {"database": 25, "write-ahead": 25, "http": 60, "settings": 100}  # the others: 150
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder in memory."""
+    with fuzz.scratch() as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("name", fuzz.TARGETS)
+def test_malformed_input_is_refused_or_read_right(name: str, place: Path, tmp_path: Path) -> None:
+    found, inputs = fuzz.Campaign(name, tmp_path), INPUTS.get(name, 150)
+    with fuzz.ready(name, place) as target:
+        fuzz.blind(found, target, inputs, seed=6)
+    assert not found.defects
+    assert found.inputs >= inputs and len(found.outcomes) > 1  # some are taken, some not
+
+
+def test_defects_are_found_and_their_shortest_inputs_kept(tmp_path: Path) -> None:
+    def run(content: bytes) -> str:
+        if content.startswith(b"refused"):
+            raise InputError("not this one")
+        return str(1 // len(content))
+
+    campaign = fuzz.Campaign("broken", tmp_path)
+    for content in (b"a", b"refused", b"", b"x"):
+        campaign.judge(run, content)
+    (what,) = campaign.defects
+    assert what.startswith("ZeroDivisionError test_fuzz.py") and campaign.outcomes["DEFECT"] == 1
+    assert (tmp_path / campaign.defects[what]).read_bytes() == b""
+    assert campaign.outcomes["refused"] == 1
+
+
+def test_no_input_may_take_all_memory(place: Path, tmp_path: Path) -> None:
+    campaign = fuzz.Campaign("hungry", tmp_path)
+    with fuzz.ready("stamps", place):
+        campaign.judge(lambda content: str(len(bytearray(2 * fuzz.MEMORY_MB << 20))), b"x")
+    assert [what.split()[0] for what in campaign.defects] == ["MemoryError"]
