@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from orcawatch.bundle import manifest_digest
 from orcawatch.cli import Lines, main
 from orcawatch.config import read_settings
 from orcawatch.errors import ConfigError
+from orcawatch.store import Detection, Store
+from orcawatch.verdicts import give
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ("orcawatch", "plugins", "training", "deploy", "systemd")
@@ -185,3 +188,20 @@ def test_terminals_are_not_commanded_by_logs_errors_and_bundles(tmp_path: Path) 
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     done = CliRunner().invoke(main, ["bundle", "inspect", str(bundle)])
     assert done.exit_code == 0 and "\x1b" not in done.output and "owned" in done.output
+
+
+@pytest.mark.parametrize("clip", ["../secret.wav", "{}/secret.wav", "clips/../../secret.wav", "clips/link.wav"])
+def test_a_database_of_somebody_else_brings_no_file_from_outside_into_training_data(tmp_path: Path, clip: str) -> None:
+    output = tmp_path / "found"
+    (output / "clips").mkdir(parents=True)
+    soundfile.write(tmp_path / "secret.wav", np.zeros((48000, 1)), 16000)
+    (output / "clips" / "link.wav").symlink_to(tmp_path / "secret.wav")
+    found = Detection(
+        None, "sea.wav", 1.0, 2.0, None, 0.9, (0,), (0.9,), 0, "b", "0" * 64, clip=clip.format(tmp_path),
+        clip_start_s=0.0, verdict="orca",
+    )  # fmt: skip
+    with Store(output / "detections.sqlite") as store:
+        number = store.add(found)
+        give(store, number, "orca", "", "me", datetime(2026, 3, 1, tzinfo=timezone.utc))
+    done = CliRunner().invoke(main, ["review", "export", str(output), str(tmp_path / "data")])
+    assert "leads out of" in done.output and not list((tmp_path / "data").rglob("*.wav")), done.output

@@ -247,3 +247,15 @@ def test_a_token_that_everybody_can_read_is_told(tmp_path: Path, caplog: pytest.
     (tmp_path / "token").chmod(0o640)
     access.read_token(tmp_path, tmp_path / "token")
     assert not caplog.text
+
+
+@pytest.mark.parametrize("key", ["station", "source", "verdict", "since", "until", "score", "sort", "after", "before"])
+def test_what_is_asked_for_is_no_sql(port: int, key: str) -> None:
+    for value in (
+        "%27%20OR%20%271%27=%271",
+        "%27;DROP%20TABLE%20detections;--",
+        "1)%20UNION%20SELECT%20sql%20FROM%20sqlite_master--",
+    ):
+        answer = sent(port, request(f"/?{key}={value}"))
+        assert code(answer) in (200, 400) and b"CREATE TABLE" not in answer and b"OperationalError" not in answer
+    assert b"/detection/1" in sent(port, request())
