@@ -12,6 +12,8 @@ import pytest
 
 from orcawatch.bundle import SHIPPED, load_bundle
 
+pytestmark = pytest.mark.parts
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
