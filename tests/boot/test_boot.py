@@ -104,13 +104,14 @@ def test_the_package_becomes_a_service(machine: Machine) -> None:
     written = machine.says("orcawatch deploy install --no-start")
     assert "/etc/systemd/system/orcawatch.service" in written and SETTINGS in written
     assert machine.says("orcawatch deploy install --no-start") == "installed, not started"  # nothing written again
-    assert machine.says("systemd-analyze verify orcawatch.service orcawatch-web.service 2>&1") == ""
+    units = " ".join(f"orcawatch{part}.service" for part in ("", "-web", "-uplink"))
+    assert machine.says(f"systemd-analyze verify {units} 2>&1") == ""
     assert machine.says("systemctl is-enabled orcawatch") == "enabled"
     assert "orcawatch" in machine.says("getent group audio")
     assert machine.says(f"stat --format '%a %U %G' {SETTINGS}") == "640 root orcawatch"
 
 
-@pytest.mark.parametrize("unit", ["orcawatch.service", "orcawatch-web.service"])
+@pytest.mark.parametrize("unit", ["orcawatch.service", "orcawatch-web.service", "orcawatch-uplink.service"])
 def test_the_sandbox_is_tight_enough(machine: Machine, unit: str) -> None:
     told = machine.says(f"systemd-analyze security --no-pager {unit}")
     exposure = re.search(r"Overall exposure level for \S+: ([\d.]+)", told)
@@ -151,6 +152,26 @@ def test_the_sandbox_lets_the_sound_card_be_opened(machine: Machine) -> None:
 def opening_a_card(machine: Machine, sandbox: list[str]) -> str:
     """What the shell says when it opens a sound card in a sandbox."""
     return in_sandbox(machine, sandbox, ": </dev/snd/pcmC0D0c")
+
+
+def test_a_watch_without_a_network_sends_by_the_uplink(machine: Machine) -> None:
+    change(machine, FILE_SETTINGS + "uplink: apart\nsinks: [{kind: jsonl}]\nheartbeat_s: 5\n")
+    machine.run("orcawatch deploy install")
+    networks = [machine.says(f"readlink /proc/{process}/ns/net") for process in (1, machine.property("MainPID"))]
+    assert networks[0] != networks[1]
+    arrived = "cat /var/lib/orcawatch/messages/* 2>/dev/null | grep -c heartbeat || true"
+    machine.wait_for("a heartbeat from the uplink", lambda: int(machine.says(arrived)) > 0)
+    uplink = machine.says("systemctl show orcawatch-uplink --property=MainPID --value")
+    assert machine.says(f"readlink /proc/{uplink}/ns/net") == networks[0]
+    held = machine.says(f"ls -l /proc/{machine.property('MainPID')}/fd")
+    assert "/messages/" not in held  # it is not the watch that writes there
+    told = machine.says("systemd-analyze security --no-pager orcawatch.service")
+    exposure = re.search(r"Overall exposure level for \S+: ([\d.]+)", told)
+    assert exposure is not None and float(exposure[1]) < 1.0
+    change(machine, FILE_SETTINGS)
+    machine.run("orcawatch deploy install")
+    assert machine.says("systemctl is-active orcawatch-uplink || true") == "inactive"
+    assert machine.says("systemctl is-enabled orcawatch-uplink || true") == "disabled"
 
 
 def test_a_reload_takes_what_can_be_taken(machine: Machine) -> None:
