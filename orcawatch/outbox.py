@@ -534,7 +534,7 @@ class Sender:
 def connected(path: Path) -> sqlite3.Connection:
     """A connection of one's own to a database that exists; none is ever made here."""
     return sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=rw", BUSY_S, isolation_level=None, check_same_thread=False, uri=True
+        f"{path.absolute().as_uri()}?mode=rw", timeout=BUSY_S, isolation_level=None, check_same_thread=False, uri=True
     )
 
 

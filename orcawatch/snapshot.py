@@ -354,7 +354,7 @@ def draw(arrays: Mapping[str, NDArray[Any]], file: BinaryIO) -> None:
 
     panels = _panels(arrays)
     height = HEIGHT + (len(panels) - 1) * STEP
-    tall = (height + 1e-6) / 100  # a hair more, since Matplotlib for Python 3.9 rounds pixels down
+    tall = (height + 1e-6) / 100  # a hair more, since Matplotlib up to 3.10 rounds pixels down
     figure = Figure(figsize=(WIDE / 100, tall), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
     _write_heading(figure, arrays, height)

@@ -498,7 +498,7 @@ def connected(path: Path, mode: str) -> sqlite3.Connection:
     A byte that is no UTF-8, on a damaged disk, must not hide all other rows: it is read as U+FFFD.
     """
     connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?{mode}", BUSY_S, isolation_level=None, check_same_thread=False, uri=True
+        f"{path.absolute().as_uri()}?{mode}", timeout=BUSY_S, isolation_level=None, check_same_thread=False, uri=True
     )
     connection.text_factory = lambda text: text.decode("utf-8", "replace")
     return connection
