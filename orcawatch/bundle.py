@@ -156,6 +156,8 @@ def _verify_files(folder: Path, manifest: Mapping[str, Any]) -> None:
         raise BundleError(f"{folder} holds {surplus}, which its manifest does not name: remove them")
     for name, expected in named.items():
         path = folder / name
+        if name == SIGNATURE:
+            raise BundleError(f"{folder / MANIFEST} names its own signature, {name}: make the bundle again")
         if name not in there or not path.is_file():
             raise BundleError(f"{folder} lacks {name}, which its manifest names: copy the bundle again")
         if (found := sha256(path)) != expected:

@@ -137,6 +137,9 @@ def changes(folder: Path) -> dict[str, Callable[[], object]]:
             (folder / "model-card.md").write_text("theirs"),
             found["files"].update({"model-card.md": signing.hashlib.sha256(b"theirs").hexdigest()}),
         )),
+        "a manifest that names its signature": lambda: resign(
+            folder, lambda found: found["files"].update({SIGNATURE: signing.hashlib.sha256(sign.read_bytes()).hexdigest()})
+        ),
         "no signature": sign.unlink,
         "an empty signature": lambda: sign.write_text(""),
         "half a signature": lambda: sign.write_text(sign.read_text()[:60]),
