@@ -83,8 +83,15 @@ def choose(scored: Scored, most_lost: float, members: bool = True) -> Cascade:
         if not set(scored.needed) <= set(order[:count])
     ]
     layouts = chain.from_iterable(combinations(stages, count) for count in range(len(stages) + 1))
-    found = [Cascade(_gates(scored, layout, most_lost), scored.stop) for layout in layouts]
+    cascades = [Cascade(_gates(scored, layout, most_lost), scored.stop) for layout in layouts]
+    found = [cascade for cascade in cascades if _is_heard(scored, cascade)]
     return min(found, key=lambda cascade: (cost(scored, cascade, ~scored.orca), len(cascade.gates)))
+
+
+def _is_heard(scored: Scored, cascade: Cascade) -> bool:
+    """Whether the spectrogram that is looked at is of a backbone that the vote or a gate hears."""
+    heard = set(scored.needed).union(*(gate.backbones for gate in cascade.gates))
+    return all(gate.prominence_of in heard for gate in cascade.gates if gate.prominence_of)
 
 
 def by_cost(scored: Scored) -> list[str]:
@@ -97,18 +104,28 @@ def _gates(scored: Scored, layout: Sequence[tuple[str, ...]], most_lost: float) 
     gates: list[Gate] = []
     for number, heard in enumerate(layout, 1):
         passing = pass_gates(scored, gates) == len(gates)
-        gate = _gate(scored, heard, passing, most_lost * number / len(layout), f"gate_{len(gates) + 1}")
+        drafts = _drafts(scored, heard, f"gate_{number}") if heard else [_still(scored, layout[-1])]
+        gate = _best(scored, drafts, passing, most_lost * number / len(layout))
         gates += [gate] if gate is not None else []
     return tuple(gates)
 
 
-def _gate(scored: Scored, heard: tuple[str, ...], passing: Flags, most_lost: float, name: str) -> Gate | None:
-    """The members and the threshold that stop the most noise; None where nothing can be stopped."""
-    able = [one for one in scored.members if set(scored.backbones_of[one]) <= set(heard)] if heard else []
+def _drafts(scored: Scored, heard: tuple[str, ...], name: str) -> list[Gate]:
+    """Gates by all averages of members that need no other backbones, still without their numbers."""
+    able = [one for one in scored.members if set(scored.backbones_of[one]) <= set(heard)]
     groups = chain.from_iterable(combinations(able, count) for count in range(1, len(able) + 1))
-    drafts = [Gate(heard, group, name, "", 0, 0, 0) for group in groups]
-    if not heard:
-        drafts = [Gate((), (), "", by_cost(scored)[0], 0, 0, 0)]
+    return [Gate(heard, group, name, "", 0, 0, 0) for group in groups]
+
+
+def _still(scored: Scored, heard: tuple[str, ...]) -> Gate:
+    """The gate before any backbone, by the spectrogram of the cheapest one that is heard in the end."""
+    return Gate((), (), "", next(name for name in by_cost(scored) if name in {*scored.needed, *heard}), 0, 0, 0)
+
+
+def _best(scored: Scored, drafts: Sequence[Gate], passing: Flags, most_lost: float) -> Gate | None:
+    """The one that stops the most noise, with its numbers; None where nothing can be stopped."""
+    if not drafts:
+        return None
     gates = [replace(gate, threshold=threshold(scored, sign(scored, gate), passing, most_lost)) for gate in drafts]
     stopped = [passing & (sign(scored, gate) < gate.threshold) for gate in gates]
     best = max(range(len(gates)), key=lambda k: (np.count_nonzero(stopped[k] & ~scored.orca), -len(gates[k].members)))

@@ -65,7 +65,7 @@ def test_the_cheapest_backbone_gates_with_the_member_that_tells() -> None:
 def test_where_nothing_stands_out_no_backbone_is_heard() -> None:
     windows = scored(prominent=0.1)
     first = choose(windows, 0.01).gates[0]
-    assert (first.backbones, first.members, first.prominence_of) == ((), (), "a")
+    assert (first.backbones, first.members) == ((), ()) and first.prominence_of in ("a", "b")
     assert cascades.cost(windows, Cascade((first,), STOP), ~windows.orca) < 10
     alone = replace(
         windows, milliseconds={"a": 4.0}, needed=["a"], backbones_of={name: ["a"] for name in windows.members}
@@ -105,12 +105,13 @@ def test_scores_and_cost_are_those_of_a_plain_loop(prominent: float) -> None:
     windows = scored(noise=0.2, prominent=prominent)
     found = choose(windows, 0.05)
     assert found.gates
+    whole = 25.0 if any("a" in gate.backbones for gate in found.gates) else 21.0
     expected, milliseconds = [], []
     for k in range(WINDOWS):
-        score, spent = windows.vote[k], 25.0
+        score, spent = windows.vote[k], whole
         for gate in found.gates:
             named = [windows.scores[k, windows.members.index(name)] for name in gate.members]
-            average = np.mean(named) if named else windows.prominences["a"][k]
+            average = np.mean(named) if named else windows.prominences[gate.prominence_of][k]
             if average < gate.threshold:
                 score = min(
                     max(gate.intercept + gate.slope * average, 0), np.nextafter(np.float32(STOP), np.float32(0))
@@ -136,6 +137,16 @@ def test_members_that_tell_nothing_make_no_cascade() -> None:
     assert choose(silent, 0.01).gates == ()  # nothing is called: there is nothing to hold a bound against
 
 
+def test_the_spectrogram_looked_at_is_of_a_backbone_that_is_heard() -> None:
+    """The cheapest backbone is neither in the vote nor worth a gate, so that it will not be in the bundle."""
+    windows = scored(prominent=0.1)
+    blind = replace(windows, scores=np.random.default_rng(1).random((WINDOWS, 4)), needed=["c"])
+    found = choose(blind, 0.0)
+    assert [gate.prominence_of for gate in found.gates][:1] == ["c"]
+    nobody = replace(windows, backbones_of=dict.fromkeys(windows.members, ("a", "b", "c")), needed=["a", "b", "c"])
+    assert [gate.prominence_of for gate in choose(nobody, 0.01).gates] == ["a"]
+
+
 def test_evidence_tells_what_is_lost() -> None:
     windows = scored(noise=0.2)
     found = choose(windows, 0.05)
@@ -151,7 +162,7 @@ def test_evidence_tells_what_is_lost() -> None:
     assert cascades.evidence(windows, found, cascaded, few, 0.6, 0.05, draws=20, seed=1)["left_out"] is None
 
 
-def halves(scored: Scored, most_lost: float) -> Cascade:
+def halves(scored: Scored, most_lost: float, members: bool = True) -> Cascade:
     """Two gates, each of which stops half of what comes: the tiny networks know nothing, so that few would be chosen."""
     drafts = [
         Gate((), (), "", "small_mel", 0, 0.1, 0.2),
@@ -274,7 +285,7 @@ def test_a_gate_may_be_a_backbone_outside_the_vote(run: Run, tmp_path: Path, mon
     build_bundle(run, tmp_path / "b", plan_bundle(run, variants, alone, most_lost=0.1, gates=["small_mel"]))
     bundle = load_bundle(tmp_path / "b")
     assert bundle.vote == alone and list(bundle.backbones) == ["small_mel", "small_power"]
-    monkeypatch.setattr(cascades, "choose", lambda scored, most_lost: Cascade())
+    monkeypatch.setattr(cascades, "choose", lambda *given: Cascade())
     build_bundle(run, tmp_path / "c", plan_bundle(run, variants, alone, most_lost=0.1, gates=["small_mel"]))
     assert list(load_bundle(tmp_path / "c").backbones) == ["small_power"]  # a gate that spares nothing is left out
     with pytest.raises(InputError, match=r"gates are backbones of the run, .*; not \['other'\]"):
