@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from flask import Flask, Response, abort, current_app, g, jsonify, redirect, render_template, request, url_for
+from flask.globals import request_ctx
 from markupsafe import Markup
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
@@ -162,5 +163,7 @@ def told(code: int, text: str) -> tuple[str | Response, int]:
     """A fault, for people or for scripts."""
     if request.path.endswith(".json") or request.accept_mimetypes.best_match(KINDS) == KINDS[1]:
         return jsonify(error=text), code
+    if request_ctx.url_adapter is None:  # a `Host` that is none: a page could not name its own files
+        return Response(f"{TITLES.get(code, text)}: {text}\n", mimetype="text/plain"), code
     g.setdefault("may_write", False)
     return render_template("error.html", code=code, title=TITLES.get(code, "That did not work"), text=text), code

@@ -150,6 +150,12 @@ def test_other_ways_to_write_are_refused(app: Flask, method: str) -> None:
     assert asked(app, WRITE, method=method, headers=BEARER).status_code == 405
 
 
+def test_a_host_that_is_none_is_refused_and_no_fault_of_the_page(app: Flask) -> None:
+    """Found by fuzzing: the page of the error could not name its own files, and ended in 500."""
+    answer = app.test_client().get("/", headers={"Host": "a" * 70})
+    assert answer.status_code == 401 and answer.text.startswith("The token is needed")
+
+
 def test_an_old_cookie_locks_nobody_out(app: Flask) -> None:
     """As of another server on this machine: cookies know no ports."""
     old = {"Cookie": f"{COOKIE}=old"}
