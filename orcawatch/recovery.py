@@ -349,7 +349,7 @@ def insert_raw(
             if is_sequence(values):
                 highest |= Counter({values[0]: values[1]})
             for table in known:
-                if rowid > 0 and values[0] is None and table.takes(values[1:]):
+                if rowid > 0 and values[:1] == (None,) and table.takes(values[1:]):
                     insert(connection, table, table.columns[: len(values)], [(rowid, *values[1:])])
     return highest
 

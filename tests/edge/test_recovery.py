@@ -404,6 +404,16 @@ def test_values_that_no_column_holds_are_seen_in_every_table(
         assert recovery.garbled_rows(file) == {}
 
 
+def test_a_raw_row_without_a_column_is_passed_over(
+    path: Callable[[str], Path], whole: dict[int, Detection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by fuzzing: it broke the rescue."""
+    file, rows = path("closed"), pages.rows_of
+    monkeypatch.setattr(pages, "rows_of", lambda *page: [(1, ()), *rows(*page)])
+    flip(file, 0, 16, random.Random(0))
+    assert rescued(file, contents(file.parent)) == whole
+
+
 def test_text_with_a_damaged_byte_hides_nothing(path: Callable[[str], Path], whole: dict[int, Detection]) -> None:
     """Found by fuzzing: one byte that is no UTF-8 made the whole list unreadable."""
     file = path("closed")
