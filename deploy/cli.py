@@ -210,10 +210,10 @@ def bundle(
         found, _quantization(found, quantization), chosen, all_members, most_lost if cascade else None, gates
     )
     build_bundle(found, bundle, plan, _progress)
-    size = sum(path.stat().st_size for path in bundle.iterdir())
-    variants = ", ".join(f"{name} {variant}" for name, variant in plan.quantization.items())
+    size, manifest = sum(path.stat().st_size for path in bundle.iterdir()), load_bundle(bundle).manifest
+    variants = ", ".join(f"{one['name']} {one['quantization']}" for one in manifest["backbones"])
     click.echo(f"{bundle}: {size / 1e6:.1f} MB, vote {' + '.join(plan.vote)}, backbones: {variants}")
-    for line in cascade_lines(load_bundle(bundle).manifest.get("cascade")):
+    for line in cascade_lines(manifest.get("cascade")):
         click.echo(f"cascade: {line}")
 
 
