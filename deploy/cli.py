@@ -54,7 +54,7 @@ OUT = click.option("--out", type=click.Path(path_type=Path, file_okay=False), he
 def deploy() -> None:
     """Install the service; quantize training runs, weigh their cost, make bundles and verify them.
 
-    install, uninstall and status run on the buoy as it is; the others need the extra `train`.
+    install, uninstall, status and gate run on the buoy as it is; the others need the extra `train`.
     """
 
 
@@ -290,6 +290,8 @@ def _write(folder: Path, name: str, found: Any, text: str) -> None:
 
 def _progress(items: Any) -> Any:
     """A progress bar on a terminal's stderr."""
-    from tqdm import tqdm
+    from rich.console import Console
+    from rich.progress import track
 
-    return tqdm(items, desc="windows", disable=None)
+    console = Console(stderr=True)
+    return track(items, "listening", console=console, disable=not console.is_terminal)
