@@ -10,7 +10,19 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .service import PAGE_UNIT, UNIT, UPLINK_UNIT, installed_output, run
+from ..errors import OrcawatchError
+from ..turn import NOBODY, nobody_sends
+from .service import (
+    CONFIGURATION,
+    MACHINE,
+    PAGE_UNIT,
+    UNIT,
+    UPLINK_UNIT,
+    installed_output,
+    installed_path,
+    run,
+    settings_of,
+)
 
 DATABASE = "detections.sqlite"
 SILENT_S = 300.0  # an account of the sea that is older than this is a fault
@@ -36,6 +48,7 @@ def report(now: datetime | None = None) -> Report:
     lines = [*service_lines(shown), ("killed", killed()), *account_lines(account, moment), ("disk", disk(output))]
     lines += [("page", other_line(page)), ("uplink", other_line(uplink))]
     others = [*other_problems("the review page", PAGE_UNIT, page), *other_problems("the uplink", UPLINK_UNIT, uplink)]
+    others += sender_problems(installed_path(MACHINE, "Configuration", CONFIGURATION), output)
     return Report(lines, [*service_problems(shown), *others, *account_problems(account, shown, moment)])
 
 
@@ -79,6 +92,16 @@ def other_problems(what: str, unit: str, shown: Mapping[str, str]) -> Iterator[s
     """Such a unit is to run, and does not."""
     if shown["UnitFileState"] == "enabled" and shown["ActiveState"] != "active":
         yield f"{what} is {shown['ActiveState']}: journalctl --unit {unit} --lines 50"
+
+
+def sender_problems(config: Path, output: Path) -> Iterator[str]:
+    """The settings leave sending to the uplink, and there is none; settings that cannot be read say nothing here."""
+    try:
+        settings = settings_of(MACHINE, config)
+        if settings is not None and settings.uplink == "apart" and settings.sinks and nobody_sends(output):
+            yield NOBODY
+    except (OrcawatchError, OSError):
+        return
 
 
 def killed() -> str:

@@ -34,6 +34,7 @@ FILES = {
     **UNITS,
 }
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # ProtectHome= and PrivateTmp= of the unit
+READ_ONLY = ("clips", "snapshots", "bundles")  # of the output folder, for the page and the uplink
 SYSTEM = ("/etc", "/home", "/opt", "/usr", "/var/lib", "/var/log")  # no output folder holds these
 MACHINE = Path("/")
 
@@ -78,7 +79,7 @@ def plan_install(config: Path, command: str, root: Path = MACHINE, start: bool =
     check_output(output)
     network = OPEN if settings is None else network_lines(settings)
     texts |= {inside(root, path): unit_text(name, command, config, output, network) for name, path in UNITS.items()}
-    texts[inside(root, FILES["orcawatch.tmpfiles"])] += folder_line(output)
+    texts[inside(root, FILES["orcawatch.tmpfiles"])] += folder_lines(output)
     files = {path: text for path, text in texts.items() if not path.exists() or path.read_bytes() != text.encode()}
     apart = settings is not None and settings.uplink == "apart" and bool(settings.sinks)
     first, *others = install_commands(root, start, changed=bool(files), apart=apart)
@@ -105,9 +106,9 @@ def install_commands(root: Path, start: bool, changed: bool, apart: bool = False
         yield ["systemctl", *within, "disable", *([] if within else ["--now"]), UPLINK_UNIT]
     if start and not within:
         yield ["systemctl", "try-restart", PAGE_UNIT]
-        if apart:
-            yield ["systemctl", "restart" if changed else "start", UPLINK_UNIT]
         yield ["systemctl", "restart" if changed else "start", UNIT]
+        if apart:  # after the watch, which may have sent by itself
+            yield ["systemctl", "restart" if changed else "start", UPLINK_UNIT]
 
 
 def carry_out(plan: Plan) -> None:
@@ -252,9 +253,15 @@ def unit_text(name: str, command: str, config: Path, output: Path, network: str 
     return text.replace("@CONFIGURATION@", str(config)).replace("@OUTPUT@", str(output))
 
 
-def folder_line(output: Path) -> str:
-    """The line of tmpfiles.d that gives an output folder to the service; the one that ships has its own."""
-    return "" if output.is_relative_to(STATE) else f"d {quoted(output)} 0755 {USER} {USER}\n"
+def folder_lines(output: Path) -> str:
+    """The lines of tmpfiles.d that give an output folder to the service; `STATE` is in those that ship.
+
+    What the other units only read is there before they start: `ReadOnlyPaths=` passes over what is not.
+    """
+    # Also what is above it in `STATE`: root's folders in a user's are refused.
+    own = [path for path in (*reversed(output.parents), output) if STATE in path.parents or path == output != STATE]
+    folders = [*own, *(output / name for name in READ_ONLY)]
+    return "".join(f"d {quoted(folder)} 0755 {USER} {USER}\n" for folder in folders)
 
 
 def settings_of(root: Path, config: Path) -> Settings | None:
@@ -324,9 +331,14 @@ def run(command: Sequence[str], check: bool = True) -> str:
 
 def installed_output(root: Path = MACHINE) -> Path:
     """The output folder that the installed unit names."""
+    return installed_path(root, "Output", STATE)
+
+
+def installed_path(root: Path, key: str, otherwise: Path) -> Path:
+    """A path that the installed unit names: `Output` or `Configuration`."""
     unit = ConfigParser(strict=False, interpolation=None, delimiters=("=",))
     unit.read(inside(root, UNITS[UNIT]))
-    return Path(unit.get("X-Orcawatch", "Output", fallback=str(STATE)))
+    return Path(unit.get("X-Orcawatch", key, fallback=str(otherwise)))
 
 
 def described(plan: Plan) -> str:

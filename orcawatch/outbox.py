@@ -20,7 +20,7 @@ from pathlib import Path
 from threading import Event as Flag
 from threading import Thread
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Callable, Protocol
+from typing import TYPE_CHECKING, Any, Callable, Protocol, TextIO
 
 from .errors import OrcawatchError
 from .sinks import (
@@ -37,6 +37,7 @@ from .sinks import (
     message,
 )
 from .store import identity
+from .turn import NOBODY, nobody_sends, take_turn
 
 if TYPE_CHECKING:
     from .config import Settings
@@ -63,6 +64,9 @@ LONG_LOOK_S = 0.2  # to count what waits may take longer in a queue of months: w
 LOOKS_REST = 100  # times as long as it took
 FULL_S = 60.0  # a queue that nothing may be dropped from is looked at again after this
 BUSY_S = 5.0
+TURN_S = 5.0  # how often it is tried to become the one who sends
+LOOK_FIRST_S = 60.0  # an uplink that starts with the watch has the lock by then
+LOOK_S = 3600.0
 
 
 class Clock(Protocol):
@@ -148,9 +152,19 @@ class Outbox:
     origin : who speaks.
     clocks : the machine's.
     sends : whether it also sends, or another process does (`orcawatch uplink`).
+    output : the folder whose `uplink-lock` it holds while it sends, or sees held by that process; None where the
+        caller holds it.
     """
 
-    def __init__(self, path: Path, queues: Sequence[Queue], origin: Origin, clocks: Clock, sends: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        queues: Sequence[Queue],
+        origin: Origin,
+        clocks: Clock,
+        sends: bool = True,
+        output: Path | None = None,
+    ) -> None:
         self._origin = origin
         self._clocks = clocks
         self._dropped = {queue.name: 0 for queue in queues}
@@ -164,6 +178,10 @@ class Outbox:
         self._threads: list[Thread] = []
         self._stop = Flag()
         self._until_s = 0.0
+        self._sends = sends
+        self._output = output
+        self._lock: TextIO | None = None
+        self._complaint = ""
 
     def takes(self, kind: str) -> bool:
         """Whether any sink takes a kind of message."""
@@ -221,17 +239,60 @@ class Outbox:
         return self._depths
 
     def start(self) -> None:
-        """Start one thread per sink.
+        """Start one thread per sink, as soon as no other process sends.
 
         Raises
         ------
         OrcawatchError : the database cannot be read.
         """
         self._warn_of_strangers()
+        if not self._sends:
+            self._begin(self._see_that_somebody_sends, "look for an uplink")
+        elif self._my_turn():
+            self._start_senders()
+        else:
+            self._begin(self._wait_for_turn, "wait for another uplink")
+
+    def _begin(self, work: Callable[..., None], name: str, *arguments: Any) -> None:
+        thread = Thread(target=work, args=arguments, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _start_senders(self) -> None:
         for sender in self._senders:
-            thread = Thread(target=self._work, args=(sender,), name=f"sink {sender.name}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            self._begin(self._work, f"sink {sender.name}", sender)
+
+    def _my_turn(self) -> bool:
+        """Whether this is the one who sends, from now on; why not is logged once."""
+        if self._output is None:
+            return True
+        try:
+            self._lock = take_turn(self._output)
+            why = "another process sends what waits there: `systemctl stop orcawatch-uplink`, or end it"
+        except OSError as fault:
+            why = f"uplink-lock cannot be taken: {fault.strerror}; check the disk, and who owns that file"
+        if self._lock is None and why != self._complaint:
+            log.warning("%s: %s; this one sends nothing until then", self._output, why)
+            self._complaint = why
+        return self._lock is not None
+
+    def _wait_for_turn(self) -> None:
+        while not self._stop.wait(TURN_S):
+            if self._my_turn():
+                log.warning("nobody else sends what waits in %s any more: this one does", self._output)
+                self._start_senders()
+                return
+
+    def _see_that_somebody_sends(self) -> None:
+        """Warn, soon and every hour, where nobody does."""
+        wait_s = LOOK_FIRST_S
+        while self._queues and self._output is not None and not self._stop.wait(wait_s):
+            wait_s = LOOK_S
+            try:
+                if nobody_sends(self._output):
+                    log.warning(NOBODY)
+            except OSError as fault:
+                log.warning("%s: whether anybody sends cannot be seen: %s", self._output, fault)
 
     def send_once(self, stop: Flag) -> None:
         """Send from this thread, queue by queue, until nothing waits, or it does not go now; not beside `start`."""
@@ -244,11 +305,14 @@ class Outbox:
         """Send what can be sent within some seconds, and end; what is left stays in the database."""
         self._until_s = self._clocks.steady_s() + seconds
         self._stop.set()
-        for thread in self._threads:
+        while self._threads:
+            thread = self._threads.pop(0)
             thread.join(max(0.1, self._until_s + 1 - self._clocks.steady_s()))
             if thread.is_alive():
                 log.warning("%s hangs and is left behind; its messages stay in the outbox", thread.name)
-        self._threads = []
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def __enter__(self) -> Outbox:
         self.start()
@@ -611,14 +675,16 @@ def depth(connection: sqlite3.Connection, sink: str, dropped: int) -> Depth:
 def open_outbox(store: Store, settings: Settings, clocks: Clock, session: int | None = None) -> Outbox:
     """The outbox of the configured sinks, not started: `with open_outbox(...) as outbox` starts and ends it.
 
-    Where the settings' `uplink` is `apart`, it sends nothing: another process does (`sending`).
+    Where the settings' `uplink` is `apart`, it sends nothing: another process does (`sending`), and it warns where none
+    is there.
 
     Raises
     ------
     ConfigError : a sink is not installed, or its settings do not fit.
     """
     origin = Origin(settings.station, clocks.boot, session)
-    return Outbox(store.path, queues_of(settings), origin, clocks, sends=settings.uplink == "inside")
+    inside = settings.uplink == "inside"
+    return Outbox(store.path, queues_of(settings), origin, clocks, sends=inside, output=settings.output)
 
 
 def sending(path: Path, settings: Settings, clocks: Clock) -> Outbox:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event as Flag
 from typing import TYPE_CHECKING
@@ -13,14 +12,14 @@ from typing import TYPE_CHECKING
 import click
 
 from .cli import EXIT_CODES, FAILED, chosen_settings, config_option, logged, output_option
-from .errors import InputError
+from .errors import InputError, OrcawatchError
+from .turn import take_turn
 
 if TYPE_CHECKING:
     from .config import Settings
 
 log = logging.getLogger(__name__)
 
-LOCK = "uplink-lock"
 WAIT_S = 1.0  # between two looks whether there is a database
 
 
@@ -63,20 +62,26 @@ def only_sender(settings: Settings) -> Iterator[None]:
     InputError : another one does.
     OrcawatchError : the folder cannot be written to.
     """
-    from .daemon import make_folders, only_writer
+    from .daemon import only_writer
 
-    if settings.uplink != "apart":
-        with only_writer(settings.output):  # the watch would send, too
-            yield
-        return
-    make_folders(settings.output)
-    with (settings.output / LOCK).open("a") as lock:
+    output = settings.output
+    with ExitStack() as stack:
+        if settings.uplink != "apart":
+            stack.enter_context(only_writer(output))  # the watch would send, too
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as fault:
-            raise InputError(
-                f"another `orcawatch uplink` sends what waits in {settings.output}: `systemctl stop orcawatch-uplink`"
+            output.mkdir(parents=True, exist_ok=True)
+            lock = take_turn(output)
+        except OSError as fault:
+            raise OrcawatchError(
+                f"{output} cannot be written to: {fault.strerror}; check the disk, and run this as the folder's owner "
+                "(`sudo -u orcawatch`)"
             ) from fault
+        if lock is None:
+            raise InputError(
+                f"another `orcawatch uplink` sends what waits in {output}, or a watch does: "
+                "`systemctl stop orcawatch-uplink`, or wait for it"
+            )
+        stack.enter_context(lock)
         yield
 
 

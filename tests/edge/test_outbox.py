@@ -22,6 +22,7 @@ from orcawatch.outbox import Budget, Outbox, Queue, Sender, connected, next_mess
 from orcawatch.recovery import rescue
 from orcawatch.sinks import Message, Origin, RefusedError, SinkError, UnreachableError
 from orcawatch.store import Detection, Store
+from orcawatch.turn import LOCK, NOBODY, nobody_sends, take_turn
 
 ALL = ("detection", "thumbnail", "effort", "heartbeat", "clock")
 ORIGIN = Origin("north", "boot-1", 7)
@@ -674,3 +675,67 @@ def test_a_database_error_is_told(store: Store, clocks: FakeClocks, sink: FakeSi
         box.depths()
     with pytest.raises(OrcawatchError, match=r"none\.sqlite cannot be read"):
         box.start()
+
+
+def until(done: Callable[[], Any], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def test_a_watch_sends_only_while_it_holds_the_lock(
+    store: Store, sink: FakeSink, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(outbox, "TURN_S", 0.05)
+    folder = store.path.parent
+    other = take_turn(folder)
+    assert other is not None and take_turn(folder) is None
+    box = Outbox(store.path, [queue_of(sink)], ORIGIN, RealClocks(), output=folder)
+    post(box, store, "detection")
+    with box:
+        time.sleep(0.5)
+        assert sink.got == [] and caplog.text.count("another process sends what waits there") == 1
+        other.close()
+        until(lambda: sink.got)
+        assert take_turn(folder) is None and not nobody_sends(folder)
+    assert nobody_sends(folder) and "any more: this one does" in caplog.text
+    with Outbox(store.path, [queue_of(sink)], ORIGIN, RealClocks(), output=folder):
+        assert not nobody_sends(folder)  # at once, where nobody else has it
+
+
+def test_a_lock_that_cannot_be_made_is_told_and_tried_again(
+    store: Store, sink: FakeSink, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(outbox, "TURN_S", 0.05)
+    lock = store.path.parent / LOCK
+    lock.symlink_to(store.path.parent / "elsewhere")  # no link is followed, by root least of all
+    box = Outbox(store.path, [queue_of(sink)], ORIGIN, RealClocks(), output=store.path.parent)
+    post(box, store, "detection")
+    with box:
+        time.sleep(0.3)
+        assert sink.got == [] and "uplink-lock cannot be taken" in caplog.text
+        assert not (store.path.parent / "elsewhere").exists()
+        lock.unlink()
+        until(lambda: sink.got)
+
+
+def test_a_watch_says_again_and_again_that_nobody_sends(
+    store: Store, sink: FakeSink, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(outbox, "LOOK_FIRST_S", 0.05)
+    monkeypatch.setattr(outbox, "LOOK_S", 0.05)
+    folder = store.path.parent
+    box = Outbox(store.path, [queue_of(sink)], ORIGIN, RealClocks(), sends=False, output=folder)
+    post(box, store, "detection")
+    with box:
+        until(lambda: caplog.messages.count(NOBODY) >= 2)
+        lock = None
+        while lock is None:
+            lock = take_turn(folder)
+        time.sleep(0.1)
+        caplog.clear()
+        time.sleep(0.3)
+        assert NOBODY not in caplog.messages and sink.got == []
+        lock.close()
+        until(lambda: NOBODY in caplog.messages)

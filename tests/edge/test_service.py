@@ -20,6 +20,7 @@ from orcawatch.config import Settings, load_settings
 from orcawatch.deploy import health, service
 from orcawatch.deploy.cli import deploy
 from orcawatch.errors import ConfigError, InputError, OrcawatchError
+from orcawatch.turn import NOBODY, take_turn
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = "/opt/orcawatch/bin/orcawatch"
@@ -141,6 +142,40 @@ def test_an_uplink_apart_is_started_and_one_inside_is_ended() -> None:
     assert ["systemctl", "restart", service.UPLINK_UNIT] in apart
     assert ["systemctl", "disable", "--now", service.UPLINK_UNIT] in inside
     assert not any(service.UPLINK_UNIT in command and "restart" in command for command in inside)
+    # The watch that sent by itself has to end first.
+    assert apart.index(["systemctl", "restart", service.UNIT]) < apart.index(
+        ["systemctl", "restart", service.UPLINK_UNIT]
+    )
+
+
+@pytest.mark.parametrize("output", ["/var/lib/orcawatch", "/var/lib/orcawatch/north/1", "/media/sea data"])
+def test_folders_that_other_units_only_read_are_made_beforehand(tmp_path: Path, output: str) -> None:
+    """`ReadOnlyPaths=-` passes over a folder that is not there, which could then be made and written."""
+    (tmp_path / "etc/orcawatch").mkdir(parents=True)
+    (tmp_path / "etc/orcawatch/config.yaml").write_text(f"output: {output}\n")
+    write_files(plan(tmp_path))
+    lines = (tmp_path / "etc/tmpfiles.d/orcawatch.conf").read_text().splitlines()
+    for unit in (service.PAGE_UNIT, service.UPLINK_UNIT):
+        names = [word.rsplit("/", 1)[1] for word in values_of_shipped(unit)["ReadOnlyPaths"].split()]
+        assert len(names) == 3
+        for folder in ["", *(f"/{name}" for name in names)]:
+            assert f"d {service.quoted(Path(output + folder))} 0755 orcawatch orcawatch" in lines
+
+
+def test_an_uplink_that_nobody_started_is_a_problem(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+
+    def problems(text: str) -> list[str]:
+        config.write_text(text)
+        return list(health.sender_problems(config, tmp_path))
+
+    apart = "uplink: apart\nsinks: [{kind: jsonl}]\n"
+    assert problems(apart) == [NOBODY] and "orcawatch deploy install" in NOBODY
+    assert problems("uplink: apart\n") == problems("sinks: [{kind: jsonl}]\n") == problems("uplnk: x\n") == []
+    lock = take_turn(tmp_path)
+    assert lock is not None and problems(apart) == []
+    lock.close()
+    assert problems(apart) == [NOBODY]
 
 
 @needs_systemd
@@ -215,11 +250,11 @@ def test_a_second_installation_writes_nothing(tmp_path: Path) -> None:
 def test_an_upgrade_writes_what_differs_and_never_the_settings(tmp_path: Path) -> None:
     write_files(plan(tmp_path))
     settings = tmp_path / "etc/orcawatch/config.yaml"
-    settings.write_text("station: mine\n")
+    settings.write_text("station: mine\noutput: /var/lib/orcawatch\n")
     found = plan(tmp_path, command="/opt/newer/bin/orcawatch")
     assert list(found.files) == [tmp_path / f"etc/systemd/system/{name}" for name in service.UNITS]
     write_files(found)
-    assert settings.read_text() == "station: mine\n"
+    assert settings.read_text().startswith("station: mine\n")
 
 
 def test_the_service_is_restarted_only_where_its_files_changed() -> None:

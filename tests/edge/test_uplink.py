@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import sqlite3
@@ -23,6 +24,7 @@ from orcawatch.clock import Clocks
 from orcawatch.config import load_settings
 from orcawatch.outbox import open_outbox
 from orcawatch.store import Store
+from orcawatch.uplink import only_sender
 
 ORCAWATCH = [sys.executable, "-m", "orcawatch.cli"]
 SETTINGS = "output: out\nuplink: {uplink}\nheartbeat_s: 5\nsinks: [{{kind: jsonl, min_free_mb: 1}}]\n"
@@ -127,7 +129,40 @@ def test_what_an_ended_watch_has_left_is_sent_once_and_never_beside_a_running_on
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = run("uplink", "--once", "--config", inside)
         assert done.returncode == 2 and "another orcawatch already writes" in done.stderr and waiting(tmp_path) == 5
+    with (tmp_path / "out/uplink-lock").open("a") as lock:  # an `orcawatch uplink` that is still there
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = run("uplink", "--once", "--config", inside)
+        assert done.returncode == 2 and "or a watch does" in done.stderr and waiting(tmp_path) == 5
     assert run("uplink", "--once", "--config", inside).returncode == 0 and arrived(tmp_path) == [0, 1, 2, 3, 4]
+
+
+def test_a_lock_that_cannot_be_opened_is_told_with_the_cure(tmp_path: Path) -> None:
+    config = settings_file(tmp_path, "apart")
+    fill(config, 1)
+    (tmp_path / "out/uplink-lock").mkdir()
+    done = run("uplink", "--once", "--config", config)
+    assert done.returncode == 1 and "run this as the folder's owner" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_uplink_makes_the_output_folder_and_nothing_of_the_watch_in_it(tmp_path: Path) -> None:
+    with only_sender(load_settings(settings_file(tmp_path, "apart"))):
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["uplink-lock"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_roots_lock_is_given_to_the_owner_of_the_folder_and_nothing_else_is(tmp_path: Path) -> None:
+    config = settings_file(tmp_path, "apart")
+    fill(config, 1)
+    out, other = tmp_path / "out", tmp_path / "roots"
+    os.chown(out, 12345, 12345)
+    assert run("uplink", "--once", "--config", config).returncode == 0
+    assert (out / "uplink-lock").stat().st_uid == 12345
+    (out / "uplink-lock").unlink()
+    other.touch()
+    os.link(other, out / "uplink-lock")
+    run("uplink", "--once", "--config", config)
+    assert other.stat().st_uid == 0
 
 
 def test_a_far_side_that_is_away_or_lies_ends_it_with_1(tmp_path: Path) -> None:
