@@ -286,6 +286,7 @@ class Slow:
 
     def __init__(self, bundle: Bundle, window_s: float) -> None:
         self.bundle = bundle
+        self.cascade = bundle.cascade
         self.spent_s = 0.0
         self._window_s = window_s
 

@@ -88,6 +88,7 @@ class Ensemble:
             stop_threshold=0.3,
             manifest={"name": "energy", "digest": "0" * 64, "files": {}},
         )
+        self.cascade = self.bundle.cascade
 
     def score(self, window: Window, columns: Any = None, vote: Any = None) -> WindowScore:
         """As `orcawatch.ensemble.Ensemble.score`."""

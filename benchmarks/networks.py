@@ -42,7 +42,7 @@ LOSS = 0.002
 @click.command()
 @click.option("--bundle", "bundles", multiple=True, type=FOLDER, help="Beside the shipped one.")
 @click.option("--run", "runs", multiple=True, type=FOLDER, help="Folder of a training run with deploy/models.")
-@click.option("--models", type=FOLDER, help="Folder of NAME-VARIANT.tflite.")
+@click.option("--models", type=click.Path(path_type=Path), help="Folder of NAME-VARIANT.tflite; it may be missing.")
 @click.option("--windows", type=click.IntRange(1), default=20, show_default=True, help="Windows that are timed.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Also write the figures here.")
 def main(

@@ -22,7 +22,7 @@ from ..ensemble import Ensemble
 from ..errors import InputError
 from ..interpreter import runtime_name
 from ..metrics import Interval, auc_interval, clip_means, event_thresholds
-from ..spectrogram import prominence
+from ..spectrogram import has_prominence, prominence
 from . import cascade as cascades
 from .card import model_card
 from .models import Exported, exported
@@ -135,7 +135,7 @@ def _pass(run: Run, manifest: Mapping[str, Any], files: Mapping[str, bytes], pro
 
 def _choose(run: Run, plan: Plan, models: Mapping[str, Exported], progress: Progress) -> Cascade:
     """The cascade, from the devel windows through a bundle with all heads that its backbones can serve."""
-    if plan.most_lost is None:
+    if plan.most_lost is None or run.selection["channel_fusion"] != "max":  # it holds for each channel, not their mean
         return Cascade()
     served = tuple(entry["name"] for entry in run.members if set(entry["backbones"]) <= set(models))
     whole = replace(plan, members=served)
@@ -320,6 +320,7 @@ def score_windows(run: Run, folder: Path, progress: Progress = iter) -> Passed:
     """Pass every devel window of the run through a bundle, as the edge does, on one thread."""
     ensemble = Ensemble(load_bundle(folder))
     spectrograms = {name: run.spectrograms(name) for name in ensemble.bundle.backbones}
+    still = [name for name in spectrograms if has_prominence(run.front_end(name))]
     scores, cascaded, seconds, prominences = [], [], [], []
     for k in progress(range(len(next(iter(spectrograms.values()))))):
         heard = ensemble.hear({name: np.array(stored[k]) for name, stored in spectrograms.items()})
@@ -328,7 +329,7 @@ def score_windows(run: Run, folder: Path, progress: Progress = iter) -> Passed:
         scores.append(ensemble.all_members(heard))
         seconds.append([*times, time.process_time() - start])
         cascaded.append(ensemble.channel(heard)[1])
-        prominences.append([prominence(heard.spectrogram(name)) for name in spectrograms])
+        prominences.append([prominence(heard.spectrogram(name)) for name in still])
     medians = np.median(seconds, axis=0) * 1e3
     return Passed(
         ensemble.bundle.members,
@@ -336,7 +337,7 @@ def score_windows(run: Run, folder: Path, progress: Progress = iter) -> Passed:
         np.stack(scores),
         np.array(cascaded),
         bool(ensemble.cascade.gates),
-        dict(zip(spectrograms, np.transpose(prominences))),
+        dict(zip(still, np.transpose(prominences))),
         dict(zip(spectrograms, medians.tolist())),
         float(np.median(np.sum(seconds, axis=1))) * 1e3,
     )

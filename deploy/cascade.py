@@ -25,7 +25,7 @@ from ..metrics import clip_highest, clip_means, paired_differences, recording_fo
 
 Floats = NDArray[np.floating[Any]]
 Flags = NDArray[np.bool_]
-MARGIN = 1e-3  # below the lowest score to pass: interpreters differ by up to 3e-4
+MARGIN = 2e-3  # below the lowest sign to pass: no two interpreters may differ by more
 DRAWS = 2000
 FOLDS = 5
 LEAST_STOPPED = 10  # windows, for a line through them
@@ -42,7 +42,7 @@ class Scored:
     vote : the full vote, shape (windows,).
     backbones_of : the backbones that a member listens to.
     needed : the backbones that the vote listens to.
-    prominences : of the spectrograms by backbone, each shape (windows,).
+    prominences : of the spectrograms by backbone, each shape (windows,); only of those that have one.
     milliseconds : per window, by backbone.
     orca : True for windows of orca clips, shape (windows,).
     recordings : of each window, shape (windows,).
@@ -104,7 +104,7 @@ def _gates(scored: Scored, layout: Sequence[tuple[str, ...]], most_lost: float) 
     gates: list[Gate] = []
     for number, heard in enumerate(layout, 1):
         passing = pass_gates(scored, gates) == len(gates)
-        drafts = _drafts(scored, heard, f"gate_{number}") if heard else [_still(scored, layout[-1])]
+        drafts = _drafts(scored, heard, f"gate_{number}") if heard else _still(scored, layout[-1])
         gate = _best(scored, drafts, passing, most_lost * number / len(layout))
         gates += [gate] if gate is not None else []
     return tuple(gates)
@@ -117,9 +117,10 @@ def _drafts(scored: Scored, heard: tuple[str, ...], name: str) -> list[Gate]:
     return [Gate(heard, group, name, "", 0, 0, 0) for group in groups]
 
 
-def _still(scored: Scored, heard: tuple[str, ...]) -> Gate:
-    """The gate before any backbone, by the spectrogram of the cheapest one that is heard in the end."""
-    return Gate((), (), "", next(name for name in by_cost(scored) if name in {*scored.needed, *heard}), 0, 0, 0)
+def _still(scored: Scored, heard: tuple[str, ...]) -> list[Gate]:
+    """The gate before any backbone, by the spectrogram of the cheapest one that is heard in the end; or none."""
+    able = [name for name in by_cost(scored) if name in {*scored.needed, *heard} and name in scored.prominences]
+    return [Gate((), (), "", name, 0, 0, 0) for name in able[:1]]
 
 
 def _best(scored: Scored, drafts: Sequence[Gate], passing: Flags, most_lost: float) -> Gate | None:
@@ -254,15 +255,24 @@ def evidence(
     Returns
     -------
     `most_lost`: the bound. `called`: windows with a full vote at or above the stop threshold; `lost`: those of them
-    that a gate stopped; `lost_upper`: upper end of that share's 95 % interval. `passed`: share of the windows of noise
-    and of orca clips that came through each gate. `recall`: orca clips that the full vote finds, and the cascade of
-    these.
+    that a gate stopped; `lost_upper`: upper end of that share's 95 % interval (0 where none is lost, which says little
+    of few `recordings`: those with a called window). `called_orca`, `lost_orca`: of orca clips alone. `passed`: share
+    of the windows of noise and of orca clips that came through each gate. `recall`: orca clips that the full vote
+    finds, and the cascade of these.
     `auc`, `auc_full`: ROC AUC of clips; `auc_loss`: their difference, with its interval by recording.
     `left_out`: lost windows and loss of ROC AUC where each recording is judged by a cascade chosen without it; null
     where there are too few recordings. `milliseconds`: of backbones, per window of noise, with and without the cascade.
     """
     passed, gates = pass_gates(scored, cascade.gates), len(cascade.gates)
     called, full = scored.vote >= scored.stop, clips.means(scored.vote)
+
+    def lost(stopped: Flags) -> dict[str, Any]:
+        return {
+            "lost": int((called & stopped).sum()),
+            "lost_upper": upper_share(called & stopped, called, scored.recordings),
+            "lost_orca": int((called & stopped & scored.orca).sum()),
+        }
+
     found = [clips.found(windows, start) for windows in (scored.vote, cascaded)]
 
     def loss(windows: Floats) -> dict[str, Any]:
@@ -276,16 +286,15 @@ def evidence(
     return {
         "most_lost": most_lost,
         "called": int(called.sum()),
-        "lost": int((called & (passed < gates)).sum()),
-        "lost_upper": upper_share(called & (passed < gates), called, scored.recordings),
+        "called_orca": int((called & scored.orca).sum()),
+        "recordings": len(set(scored.recordings[called].tolist())),
+        **lost(passed < gates),
         "passed": {"noise": through(~scored.orca), "orca": through(scored.orca)},
         "recall": {"full": int(found[0].sum()), "cascade": int((found[0] & found[1]).sum())},
         "auc": roc_auc(clips.means(cascaded), clips.orca),
         "auc_full": roc_auc(full, clips.orca),
         "auc_loss": loss(cascaded),
-        "left_out": None
-        if apart is None
-        else {"lost": int((called & (apart < scored.stop)).sum()), "auc_loss": loss(apart)},
+        "left_out": None if apart is None else {**lost(apart < scored.stop), "auc_loss": loss(apart)},
         "milliseconds": {
             "full": cost(scored, Cascade(), ~scored.orca),
             "cascade": cost(scored, cascade, ~scored.orca),

@@ -21,7 +21,7 @@ from ..ensemble import Ensemble, fuse_channels
 from ..errors import BundleError
 from ..metrics import DRAWS
 from ..records import Window, WindowScore
-from ..spectrogram import prominence
+from ..spectrogram import has_prominence, prominence
 from . import cascade as cascades
 from .build import seconds_of
 from .card import cascade_section
@@ -39,7 +39,8 @@ class Noted:
     Attributes
     ----------
     members : confidences of each window, shape (members,).
-    prominences : of each window's spectrograms, in the order of the backbones.
+    still : the backbones whose spectrograms have a prominence.
+    prominences : of each window's spectrograms, in their order.
     seconds : processor time that each backbone took for it.
     """
 
@@ -47,6 +48,7 @@ class Noted:
         self.bundle = bundle
         self.cascade = Cascade()
         self._ensemble = Ensemble(bundle)
+        self.still = [name for name, one in bundle.backbones.items() if has_prominence(one.front_end)]
         self.members: list[NDArray[np.float32]] = []
         self.prominences: list[list[float]] = []
         self.seconds: list[list[float]] = []
@@ -59,7 +61,7 @@ class Noted:
         finished = {name: backbones[name].front_end.finish(rows[0]) for name, rows in window.rows.items()}
         heard = self._ensemble.hear(finished)
         self.seconds.append([seconds_of(lambda name=name: heard.features([name])) for name in backbones])  # type: ignore[misc]
-        self.prominences.append([prominence(finished[name]) for name in backbones])
+        self.prominences.append([prominence(finished[name]) for name in self.still])
         self.members.append(self._ensemble.all_members(heard))
         voting = [self.bundle.members.index(name) for name in self.bundle.vote]
         channels = self.members[-1][None, voting].mean(axis=1)
@@ -97,6 +99,8 @@ def add_gate(
     bundle = load_bundle(folder)
     if bundle.cascade.gates:
         raise BundleError(f"{folder} has a cascade already: name the bundle without it")
+    if bundle.channel_fusion != "max":
+        raise BundleError(f"{folder} averages its channels: a gate holds for each channel, not for their mean")
     noted, counts = Noted(bundle), []
     for clip in progress(clips):
         counts.append(len(window_scores(clip, noted)))
@@ -126,7 +130,7 @@ def _scored(bundle: Bundle, noted: Noted, clips: cascades.Clips) -> cascades.Sco
         scores[:, [bundle.members.index(name) for name in bundle.vote]].mean(axis=1),
         {name: bundle.backbones_of([name]) for name in bundle.members},
         bundle.backbones_of(bundle.vote),
-        dict(zip(bundle.backbones, prominences)),
+        dict(zip(noted.still, prominences)),
         dict(zip(bundle.backbones, medians.tolist())),
         clips.orca[clips.of_window],
         np.array(clips.recordings)[clips.of_window],

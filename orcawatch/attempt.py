@@ -41,14 +41,13 @@ def main(folder: Path) -> int:
     import numpy as np
 
     from .bundle import load_bundle
-    from .cascade import Cascade
     from .detector import bands, score_silence
     from .ensemble import Ensemble
     from .records import Window
 
     try:
         ensemble = Ensemble(load_bundle(folder))
-        ensemble.cascade = Cascade()
+        ensemble.cascade = ensemble.cascade.opened
         score_silence(ensemble)
         noise = np.random.default_rng(0)
         ends = {name: entry.front_end for name, entry in ensemble.bundle.backbones.items()}

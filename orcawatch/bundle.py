@@ -17,7 +17,7 @@ from typing import Any
 from .cascade import Cascade, cascade_from, check_cascade
 from .durable import sync_folder, write_bytes
 from .errors import BundleError, OrcawatchError
-from .spectrogram import FrontEnd, front_end_from_dict
+from .spectrogram import FrontEnd, front_end_from_dict, has_prominence
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -233,6 +233,9 @@ def _check(bundle: Bundle) -> None:
         check_cascade(bundle.cascade, bundle.members, tuple(bundle.backbones), bundle.backbones_of)
     except ValueError as fault:
         raise BundleError(f"{where}: {fault}: make the bundle again") from fault
+    for name in {gate.prominence_of for gate in bundle.cascade.gates if gate.prominence_of}:
+        if not has_prominence(bundle.backbones[name].front_end):
+            raise BundleError(f"{where}: the spectrogram of {name} has no floor to stand out of: make the bundle again")
     used = [name for entry in bundle.backbones.values() for name in entry.files]
     for name in [*used, bundle.manifest["heads"]["file"]]:
         if name not in bundle.manifest["files"]:

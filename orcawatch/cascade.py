@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,11 @@ class Cascade:
     gates: tuple[Gate, ...] = ()
     holds_from: float = 0.0
 
+    @property
+    def opened(self) -> Cascade:
+        """The same gates, which let everything pass: whatever a window can cost, or break, is then heard."""
+        return Cascade(tuple(replace(gate, threshold=-np.inf) for gate in self.gates), self.holds_from)
+
 
 def cascade_from(found: Mapping[str, Any] | None) -> Cascade:
     """The cascade that a manifest describes; one without gates where it describes none."""
@@ -84,6 +89,8 @@ def check_cascade(
 ) -> None:
     """Raise ValueError where gates do not fit each other, or the bundle's members and backbones."""
     heard = set[str]()
+    if not 0 <= cascade.holds_from <= 1:
+        raise ValueError(f"holds_from must be 0 to 1, not {cascade.holds_from:g}")
     for number, gate in enumerate(cascade.gates):
         if number == 0 and not gate.backbones and not gate.members and gate.prominence_of in backbones:
             _check_numbers(gate)
@@ -122,13 +129,21 @@ def cascade_lines(found: Mapping[str, Any] | None) -> Iterator[str]:
         yield from _evidence_lines(shown)
 
 
+def _lost(shown: Mapping[str, Any]) -> str:
+    """How many, with the upper end of the share where any are: with none the resampled recordings tell nothing."""
+    if not shown["lost"]:
+        return "none"
+    return f"{shown['lost']} (at most {shown['lost_upper']:.1%}, 95 % by recording)"
+
+
 def _evidence_lines(shown: Mapping[str, Any]) -> Iterator[str]:
     loss, time, recall = shown["auc_loss"], shown["milliseconds"], shown["recall"]
     passed = {kind: ", ".join(f"{share:.1%}" for share in shares) for kind, shares in shown["passed"].items()}
     yield f"devel: {passed['noise']} of the windows of noise go on, {passed['orca']} of those of orca clips"
     yield (
-        f"devel: {shown['lost']} of {shown['called']} called windows lost, at most {shown['lost_upper']:.2%} "
-        f"(95 %, by recording; bound {shown['most_lost']:.0%}); clips found {recall['cascade']} of {recall['full']}"
+        f"devel, on which it was chosen: {_lost(shown)} of {shown['called']} called windows in {shown['recordings']} "
+        f"recordings lost; of {shown['called_orca']} of orca clips {shown['lost_orca']}; "
+        f"clips found {recall['cascade']} of {recall['full']}"
     )
     yield (
         f"devel: ROC AUC {shown['auc']:.4f}, of the full vote {shown['auc_full']:.4f}; "
@@ -137,7 +152,8 @@ def _evidence_lines(shown: Mapping[str, Any]) -> Iterator[str]:
     if apart := shown["left_out"]:
         one = apart["auc_loss"]
         yield (
-            f"devel, chosen without the recording: {apart['lost']} called windows lost, "
+            f"devel, chosen without the recording: {_lost(apart)} called windows lost, "
+            f"{apart['lost_orca']} of orca clips; "
             f"ROC AUC loss {one['value']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f})"
         )
     yield f"backbones take {time['cascade']:.2f} ms a window of noise, without the cascade {time['full']:.2f} ms"

@@ -436,7 +436,8 @@ def relative_to(settings: Any, raw: Any, folder: Path) -> Any:
 def overridden(bundle: Bundle, settings: Settings) -> Bundle:
     """The bundle with the operator's hop, fusion and thresholds in place of its own.
 
-    The cascade is taken away where the settings say so, or where events stop at a lower score than it was chosen for.
+    The cascade is taken away where the settings say so, where events stop at a lower score than it was chosen for, and
+    where the channels are averaged: what it promises holds for each channel.
 
     Raises
     ------
@@ -451,7 +452,8 @@ def overridden(bundle: Bundle, settings: Settings) -> Bundle:
             f"{result.start_threshold:g} (the bundle's own: {bundle.stop_threshold:g} and {bundle.start_threshold:g}); "
             "give both"
         )
-    if not settings.cascade or result.stop_threshold < bundle.cascade.holds_from:
+    fits = result.stop_threshold >= bundle.cascade.holds_from and result.channel_fusion == "max"
+    if not settings.cascade or not fits:
         return replace(result, cascade=replace(bundle.cascade, gates=()))
     return result
 

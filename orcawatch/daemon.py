@@ -330,8 +330,12 @@ def open_ensemble(settings: Settings, bundle: Bundle | None = None) -> Ensemble:
 
 
 def warn_of_cascade(bundle: Bundle, settings: Settings) -> None:
-    """Log where thresholds from the settings, not their `cascade`, take the bundle's cascade away."""
-    if settings.cascade and bundle.manifest.get("cascade") and not bundle.cascade.gates:
+    """Log where other settings than `cascade` take the bundle's cascade away."""
+    if not settings.cascade or not bundle.manifest.get("cascade") or bundle.cascade.gates:
+        return
+    if bundle.channel_fusion != "max":
+        log.warning("channels are averaged: every backbone of %s is heard on every window", bundle.name)
+    else:
         log.warning(
             "stop_threshold %g is lower than the cascade of %s was chosen for (%g): every backbone is heard on every "
             "window; raise it, or say `cascade: false`",

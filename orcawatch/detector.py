@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -184,7 +185,7 @@ class Stretch:
 
 
 def score_silence(ensemble: Scorer) -> float:
-    """Fused score of one window of silence on one channel: shows that a bundle computes.
+    """Fused score of one window of silence on one channel, every gate open: shows that all of a bundle computes.
 
     Raises
     ------
@@ -195,12 +196,24 @@ def score_silence(ensemble: Scorer) -> float:
         for name, entry in ensemble.bundle.backbones.items()
     }
     try:
-        score = ensemble.score(Window(0, 0, rows)).score
+        with every_gate_open(ensemble):
+            score = ensemble.score(Window(0, 0, rows)).score
     except (RuntimeError, ValueError) as fault:  # of the interpreter
         raise BundleError(f"{ensemble.bundle.folder} cannot score silence: {fault}; make it again") from fault
     if not 0 <= score <= 1:
         raise BundleError(f"{ensemble.bundle.folder} scores silence {score:g}, which must be 0 to 1: make it again")
     return score
+
+
+@contextmanager
+def every_gate_open(ensemble: Scorer) -> Iterator[None]:
+    """While every backbone is heard, whatever there is to hear."""
+    kept = ensemble.cascade
+    ensemble.cascade = kept.opened
+    try:
+        yield
+    finally:
+        ensemble.cascade = kept
 
 
 def bands(front_end: FrontEnd) -> int:

@@ -231,7 +231,7 @@ def begun(port: int, address: str, registry: CollectorRegistry) -> tuple[WSGISer
     prometheus_client's own makes a thread for everybody who connects, however many, and waits for ever for what they
     say: strangers could take the threads that the watch needs.
     """
-    from socketserver import ThreadingMixIn
+    from socketserver import TCPServer, ThreadingMixIn
     from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
     from prometheus_client import make_wsgi_app
@@ -248,11 +248,20 @@ def begun(port: int, address: str, registry: CollectorRegistry) -> tuple[WSGISer
         daemon_threads = True
         address_family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
 
+        def server_bind(self) -> None:
+            TCPServer.server_bind(self)  # HTTPServer's would ask the network for this machine's name, and wait for it
+            self.server_name, self.server_port = address, self.server_address[1]
+            self.setup_environ()
+
         def process_request(self, request: Any, client_address: Any) -> None:
-            if places.acquire(blocking=False):
-                super().process_request(request, client_address)
-            else:
+            if not places.acquire(blocking=False):
                 self.shutdown_request(request)
+                return
+            try:
+                super().process_request(request, client_address)
+            except BaseException:  # no thread can be started
+                places.release()
+                raise
 
         def process_request_thread(self, request: Any, client_address: Any) -> None:
             try:

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -345,8 +346,11 @@ class Shelf:
     def _own(self, folder: Path) -> None:
         """Let the service's user read it, whoever installs."""
         for path in (folder, *folder.iterdir()):
-            path.chmod(FOLDER_MODE if path.is_dir() else FILE_MODE)
-            self._give(path)
+            with opened(path) as handle:  # the service's user may change this folder, too: no link is followed
+                os.fchmod(handle, FOLDER_MODE if path == folder else FILE_MODE)
+                if os.geteuid() == 0:
+                    owner = self._output.stat()
+                    os.fchown(handle, owner.st_uid, owner.st_gid)
 
     def _give(self, path: Path) -> None:
         """What root makes belongs to whom the output folder belongs to."""
@@ -456,3 +460,18 @@ def told(fault: OSError) -> str:
     if fault.errno == errno.EPERM and fault.filename2 is not None:
         return f"{fault.strerror}; bundles need a file system with symbolic links"
     return str(fault)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """A handle of a plain file or folder; raises OrcawatchError for a link and anything else."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as fault:
+        raise OrcawatchError(f"{path} was changed while it was installed: {told(fault)}; install it again") from fault
+    try:
+        if not (stat.S_ISREG(os.fstat(handle).st_mode) or stat.S_ISDIR(os.fstat(handle).st_mode)):
+            raise OrcawatchError(f"{path} was changed while it was installed: it is no file; install it again")
+        yield handle
+    finally:
+        os.close(handle)

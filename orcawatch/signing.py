@@ -59,11 +59,13 @@ def check_signature(bundle: Bundle, trusted: BundleSettings) -> None:
     BundleError : it is unsigned, signed with other keys only, or was changed after it was signed; or a signature cannot
         be checked, because no key can be read, or a package is missing.
     """
-    if not trusted.trusted_keys or bundle.digest == shipped_digest():
+    if not trusted.trusted_keys:
         return
     try:
         signer(bundle, readable_keys(trusted.trusted_keys))
     except OrcawatchError as fault:
+        if bundle.digest == shipped_digest():
+            return
         if trusted.required:
             raise BundleError(f"{fault}; so it is not used (bundles.require_signature)") from fault
         log.warning("%s; it is used all the same (bundles.require_signature: false)", fault)
@@ -150,7 +152,12 @@ def sign(folder: Path, private_file: Path, passphrase: bytes | None = None) -> s
     bundle = load_bundle(folder)
     private = private_key(private_file, passphrase)
     name = key_id(private.public_key())
-    made = {**signatures(folder), name: private.sign(message(bundle))}
+    try:
+        others = signatures(folder)
+    except BundleError as fault:
+        log.warning("%s: it is written anew, with this signature alone", fault)
+        others = {}
+    made = {**others, name: private.sign(message(bundle))}
     lines = [f"{ALGORITHM} {key} {base64.b64encode(made[key]).decode()}\n" for key in sorted(made)]
     try:
         write_bytes(folder / SIGNATURE, "".join(lines).encode())
@@ -164,9 +171,12 @@ def message(bundle: Bundle) -> bytes:
     return f"orcawatch bundle 1 {bundle.digest}\n".encode()
 
 
-def shipped_digest() -> str:
-    """Of the bundle that comes with orcawatch: what has its digest is the same in every byte."""
-    return manifest_digest(json.loads((SHIPPED / MANIFEST).read_text(encoding="utf-8")))
+def shipped_digest() -> str | None:
+    """Of the bundle that comes with orcawatch: what has its digest is the same in every byte; None if it is damaged."""
+    try:
+        return manifest_digest(json.loads((SHIPPED / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 class PassphraseError(InputError):

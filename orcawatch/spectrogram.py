@@ -26,7 +26,7 @@ FLOOR_RANK = 20  # of a window's 96 frames: about the 20th percentile
 LEAST_MAGNITUDE = 1e-12  # a mean below it counts as digital silence
 LEAST_POWER = 1e-24
 FRAMES_AT_ONCE = 32
-PATCH = (8, 2)  # frames and bands: 80 ms of one partial
+PATCH = (8, 2)  # rows and bands: with VGGish 80 ms of one partial
 
 
 class FrontEnd(Protocol):
@@ -150,6 +150,12 @@ def below_peak(power: Array, range_db: float) -> Array:
     peak = np.maximum(power.max(axis=(-2, -1), keepdims=True), np.float32(LEAST_POWER))
     level_db = 10 * np.log10(np.maximum(power / peak, np.float32(10 ** (-range_db / 10))))
     return np.asarray(np.maximum(1 + level_db / np.float32(range_db), 0), np.float32)
+
+
+def has_prominence(front_end: FrontEnd) -> bool:
+    """Whether its spectrograms are levels above each band's floor, which is what `prominence` looks at."""
+    rows, bands, _ = front_end.shape
+    return getattr(front_end, "normalise", "") == "band_floor" and rows >= PATCH[0] and bands >= PATCH[1]
 
 
 def prominence(spectrogram: Array) -> float:

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Condition, Thread, get_native_id
@@ -235,7 +236,8 @@ class Desk:
         return None
 
     def _work(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, get_native_id(), NICENESS)
+        with suppress(OSError):  # the unit forbids it, and has a low weight itself
+            os.setpriority(os.PRIO_PROCESS, get_native_id(), NICENESS)
         while True:
             wish = self._next()
             made = self._made(wish)

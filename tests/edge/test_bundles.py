@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 
 from orcawatch import daemon, interpreter, shelf, unpacking
-from orcawatch.bundle import SHIPPED, Bundle, load_bundle, write_bundle
+from orcawatch.bundle import CARD, SHIPPED, Bundle, load_bundle, write_bundle
 from orcawatch.bundle_command import shelf_lines
 from orcawatch.bundles import in_force
 from orcawatch.config import Settings
@@ -71,6 +71,24 @@ def current(output: Path) -> str:
     found = in_force(Settings(output=output))
     assert not found.faults
     return found.bundle.name
+
+
+def test_no_link_is_followed_that_is_put_in_while_a_bundle_is_tried(
+    bundles: dict[str, Path], output: Path, tmp_path: Path
+) -> None:
+    """The service's user owns the folder in which root installs."""
+    secret = tmp_path / "secret"
+    secret.write_text("of root alone")
+    secret.chmod(0o600)
+
+    def swap(found: Bundle) -> None:
+        (found.folder / CARD).unlink()
+        (found.folder / CARD).symlink_to(secret)
+
+    with pytest.raises(OrcawatchError, match="was changed while it was installed"):
+        Shelf(output).install(bundles["a"], swap)
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert current(output) == "first-light"
 
 
 def test_install_rollback_and_forth(bundles: dict[str, Path], output: Path) -> None:

@@ -16,10 +16,10 @@ STILL = Gate((), (), "", "cheap", 1.2, 0.0, 0.01)
 CASCADE = Cascade((GATE,), 0.3)
 NEEDS = {"cheap_neg": ("cheap",), "cheap": ("cheap",), "fusion": ("cheap", "heavy")}
 EVIDENCE = {
-    "most_lost": 0.01, "called": 263, "lost": 2, "lost_upper": 0.0091, "passed": {"noise": [0.2], "orca": [0.61]},
+    "most_lost": 0.01, "called": 263, "lost": 2, "lost_upper": 0.0091, "called_orca": 150, "lost_orca": 1, "recordings": 23, "passed": {"noise": [0.2], "orca": [0.61]},
     "recall": {"full": 45, "cascade": 44}, "auc": 0.9466, "auc_full": 0.9463,
     "auc_loss": {"value": -0.0003, "low": -0.001, "high": 0.0012},
-    "left_out": {"lost": 5, "auc_loss": {"value": 0.0004, "low": -0.0011, "high": 0.0023}},
+    "left_out": {"lost": 5, "lost_upper": 0.046, "lost_orca": 2, "auc_loss": {"value": 0.0004, "low": -0.0011, "high": 0.0023}},
     "milliseconds": {"full": 25.7, "cascade": 6.49},
 }  # fmt: skip
 
@@ -52,9 +52,11 @@ def test_the_evidence_is_told() -> None:
     assert list(cascade_lines({"gates": [vars(GATE)], "evidence": EVIDENCE})) == [
         "cheap first: on from 0.0200 of cheap_neg",
         "devel: 20.0% of the windows of noise go on, 61.0% of those of orca clips",
-        "devel: 2 of 263 called windows lost, at most 0.91% (95 %, by recording; bound 1%); clips found 44 of 45",
+        "devel, on which it was chosen: 2 (at most 0.9%, 95 % by recording) of 263 called windows in 23 recordings lost; "
+        "of 150 of orca clips 1; clips found 44 of 45",
         "devel: ROC AUC 0.9466, of the full vote 0.9463; loss -0.0003 (-0.0010 to +0.0012)",
-        "devel, chosen without the recording: 5 called windows lost, ROC AUC loss +0.0004 (-0.0011 to +0.0023)",
+        "devel, chosen without the recording: 5 (at most 4.6%, 95 % by recording) called windows lost, 2 of orca clips; "
+        "ROC AUC loss +0.0004 (-0.0011 to +0.0023)",
         "backbones take 6.49 ms a window of noise, without the cascade 25.70 ms",
     ]
 
@@ -90,6 +92,7 @@ def test_gates_that_do_not_fit_are_refused(gates: list[Gate], told: str) -> None
         (Settings(start_threshold=0.9, stop_threshold=0.3), 1, False),
         (Settings(stop_threshold=0.29), 0, True),
         (Settings(cascade=False), 0, False),
+        (Settings(channel_fusion="mean"), 0, True),
         (Settings(cascade=False, stop_threshold=0.1), 0, False),
     ],
 )
@@ -101,8 +104,15 @@ def test_a_lower_stop_threshold_takes_it_away_and_that_is_told(
     changed = overridden(bundle, settings)
     warn_of_cascade(changed, settings)
     assert len(changed.cascade.gates) == gates
-    assert ("every backbone is heard on every window" in caplog.text) == warned
+    assert ("heard on every window" in caplog.text) == warned
     assert overridden(changed, Settings()).cascade.holds_from == 0.3
+
+
+def test_opened_gates_let_everything_pass_and_a_threshold_of_nothing_is_refused() -> None:
+    assert [gate.threshold for gate in CASCADE.opened.gates] == [-float("inf")] and CASCADE.opened.holds_from == 0.3
+    for holds_from in (float("nan"), -0.1, 1.1):
+        with pytest.raises(ValueError, match="holds_from must be 0 to 1"):
+            check_cascade(replace(CASCADE, holds_from=holds_from), tuple(NEEDS), ("cheap", "heavy"), backbones_of)
 
 
 def test_a_running_ensemble_takes_another(make_ensemble: Any) -> None:

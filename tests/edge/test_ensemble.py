@@ -11,8 +11,11 @@ import pytest
 from orcawatch.bundle import SHIPPED, load_bundle, write_bundle
 from orcawatch.calls import pulsed_call
 from orcawatch.cascade import Cascade
+from orcawatch.detector import score_silence
+from orcawatch.doctor import share_of_real_time
 from orcawatch.ensemble import Ensemble, fuse_channels
 from orcawatch.errors import BundleError
+from orcawatch.interpreter import Model
 from orcawatch.records import Window
 from orcawatch.spectrogram import rows_of
 
@@ -56,6 +59,27 @@ def test_noise_is_stopped_by_the_shipped_gate_and_a_call_is_not(ensemble: Ensemb
     assert np.isnan(found.member_scores[0]).all() and found.channel_scores[0] < ensemble.bundle.stop_threshold
     np.testing.assert_array_equal(found.member_scores[1], full.member_scores[1])
     assert found.score == full.score == found.channel_scores[1]
+
+
+def test_silence_and_speed_are_of_every_network_although_a_gate_would_stop_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ensemble, calls = Ensemble(load_bundle(SHIPPED)), []
+    call = Model.call
+    monkeypatch.setattr(Model, "call", lambda *given: calls.append(given[1]) or call(*given))
+    score_silence(ensemble)
+    assert calls == ["features", "score"] and ensemble.cascade.gates
+    calls.clear()
+    share_of_real_time(ensemble, RATE_HZ, 1, timer=iter([0.0, 9.0, 9.0]).__next__)
+    assert {"features", "score"} == set(calls) and ensemble.cascade.gates
+
+    def broken(*given: object) -> None:
+        raise RuntimeError("no such operation")
+
+    monkeypatch.setattr(Model, "call", broken)
+    with pytest.raises(BundleError, match="cannot score silence: no such operation"):
+        score_silence(ensemble)
+    assert ensemble.cascade.gates
 
 
 def test_vote_is_the_mean_of_its_members(ensemble: Ensemble, window: Window) -> None:

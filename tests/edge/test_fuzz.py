@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from orcawatch import plugin
 from orcawatch.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -17,6 +18,12 @@ import fuzz
 pytestmark = pytest.mark.parts
 
 INPUTS = {"database": 25, "write-ahead": 25, "http": 60, "settings": 100}  # the others: 150
+
+
+@pytest.fixture(autouse=True)
+def entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fuzzer looks the installed packages up once; afterwards they are looked up again."""
+    monkeypatch.setattr(plugin, "entry_points", plugin.entry_points)
 
 
 @pytest.fixture

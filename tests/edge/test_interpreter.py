@@ -26,7 +26,9 @@ from orcawatch.simulate import SceneSettings, simulate_scene
 
 scene = simulate_scene(SceneSettings(duration_s=12, seed=5, calls_per_minute=20))
 bundle = load_bundle(SHIPPED)
-detector = Detector(Ensemble(bundle), scene.rate_hz, scene.samples.shape[1], bundle.hop_s)
+ensemble = Ensemble(bundle)
+ensemble.cascade = bundle.cascade.opened
+detector = Detector(ensemble, scene.rate_hz, scene.samples.shape[1], bundle.hop_s)
 scores = detector.push(AudioBlock(scene.samples, 0)) + detector.finish()
 print(json.dumps({"runtime": runtime_name(), "scores": [s.member_scores.tolist() for s in scores]}))
 """

@@ -169,3 +169,21 @@ def test_strangers_take_neither_threads_nor_the_figures_for_long(monkeypatch: py
             connection.close()
     finally:
         metrics.close()
+
+
+def test_without_threads_visitors_are_turned_away_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(socket, "getfqdn", lambda name="": pytest.fail("the network is asked for this machine's name"))
+    metrics, port = Metrics(()), free_port()
+    metrics.serve(MetricsSettings(port=port))
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            for _ in range(2 * prometheus.VISITORS):
+                with pytest.raises((OSError, HTTPException)):
+                    scraped(port)
+        assert scraped(port)
+    finally:
+        metrics.close()

@@ -257,6 +257,32 @@ def test_the_shipped_bundle_is_trusted_as_the_program_is(made: dict[str, Path], 
         signing.check_signature(load_bundle(tmp_path / "copy"), trusted)
 
 
+def test_a_damaged_shipped_bundle_does_not_stop_a_signed_one(
+    made: dict[str, Path], first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signing.sign(first, made["old"])
+    unsigned = load_bundle(Path(shutil.copytree(made["second"], tmp_path / "second")))
+    trusted = trusting(made, "old").bundles
+    for text in ("{", "[]", None):
+        monkeypatch.setattr(signing, "SHIPPED", tmp_path / "shipped")
+        (tmp_path / "shipped").mkdir(exist_ok=True)
+        if text is None:
+            (tmp_path / "shipped" / "manifest.json").unlink()
+        else:
+            (tmp_path / "shipped" / "manifest.json").write_text(text)
+        signing.check_signature(load_bundle(first), trusted)
+        with pytest.raises(BundleError):
+            signing.check_signature(unsigned, trusted)
+
+
+def test_a_damaged_signature_is_signed_over(made: dict[str, Path], first: Path) -> None:
+    (first / SIGNATURE).write_text("nothing of the kind\n")
+    with pytest.raises(BundleError, match="is damaged"):
+        signing.check_signature(load_bundle(first), trusting(made, "old").bundles)
+    signing.sign(first, made["old"])
+    signing.check_signature(load_bundle(first), trusting(made, "old").bundles)
+
+
 def test_not_required_it_is_only_told(made: dict[str, Path], first: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         signing.check_signature(load_bundle(first), trusting(made, "old", require_signature=False).bundles)
