@@ -25,7 +25,9 @@ from orcawatch.records import AudioBlock
 def main(scene: str, file: str) -> None:
     samples, rate_hz = soundfile.read(scene, dtype="float32", always_2d=True)
     bundle = load_bundle(SHIPPED)
-    detector = Detector(Ensemble(bundle), rate_hz, samples.shape[1], bundle.hop_s)
+    ensemble = Ensemble(bundle)
+    ensemble.cascade = bundle.cascade.opened
+    detector = Detector(ensemble, rate_hz, samples.shape[1], bundle.hop_s)
     scores = detector.push(AudioBlock(samples, 0)) + detector.finish()
     found = {
         "machine": platform.machine(),
