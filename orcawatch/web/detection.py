@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flask import (
     Blueprint,
     Response,
@@ -161,7 +160,7 @@ def stored_of(arrays: Path | None) -> Stored | None:
     if arrays is None:
         return None
     try:
-        with np.load(arrays) as found:
+        with looking.arrays_of(arrays) as found:
             names = [str(name) for name in found["backbones"]]
             ends = [("" if name == names[0] else f"-{name}") for name in names]
             shown = [

@@ -6,12 +6,12 @@ import json
 import logging
 import os
 import time
-from collections.abc import Hashable
-from contextlib import suppress
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Condition, Thread, get_native_id
-from typing import Callable, Union
+from threading import Condition, RLock, Thread, get_native_id
+from typing import Any, Callable, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ Array = NDArray[np.float32]
 
 log = logging.getLogger(__name__)
 
+READING = RLock()
 NICENESS = 19
 WANTED_S = 4.0  # what nobody asks for again in this time is not begun
 SCORE_B = 16
@@ -118,6 +119,13 @@ def curve(ensemble: Scorer, samples_mono: Array, rate_hz: int) -> tuple[tuple[fl
     return tuple(((w.start_sample + w.end_sample) / 2 / rate_hz, float(w.channel_scores[0])) for w in windows)
 
 
+@contextmanager
+def arrays_of(file: Path) -> Iterator[Mapping[str, Any]]:
+    """The arrays of an NPZ file, for one thread at a time: Python 3.11 breaks now and then where two parse headers."""
+    with READING, np.load(file) as arrays:
+        yield arrays
+
+
 def stored(file: Path, score: float) -> Look:
     """The look that the daemon stored beside a snapshot (NPZ), of the best channel and at most 12 s.
 
@@ -127,7 +135,7 @@ def stored(file: Path, score: float) -> Look:
     ------
     OSError, ValueError, KeyError : the file cannot be read.
     """
-    with np.load(file) as arrays:
+    with arrays_of(file) as arrays:
         names = [str(name) for name in arrays["backbones"]]
         best = arrays["channels"].tolist().index(int(arrays["best_channel"]))
         scores = arrays["channel_scores"][:, best]
@@ -158,7 +166,7 @@ def stored_curves(file: Path) -> dict[int, list[tuple[float, float]]]:
     ------
     OSError, ValueError, KeyError : the file cannot be read.
     """
-    with np.load(file) as arrays:
+    with arrays_of(file) as arrays:
         times_s = arrays["score_times_s"].tolist()
         columns = zip(arrays["channels"].tolist(), arrays["channel_scores"].T.tolist())
         return {channel: [pair for pair in zip(times_s, scores) if pair[1] == pair[1]] for channel, scores in columns}

@@ -225,7 +225,7 @@ def test_what_somebody_else_said_meanwhile_is_told(browser: Browser, output: Pat
 
 
 def test_the_status_follows_a_daemon_that_listens(driver: object, tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).normal(0, 0.01, (40 * 16000, 2)).astype(np.float32)
+    noise = np.random.default_rng(0).normal(0, 0.01, (300 * 16000, 2)).astype(np.float32)
     soundfile.write(tmp_path / "sea.wav", noise, 16000)
     (tmp_path / "c.yaml").write_text("output: out\nledger: {checkpoint_s: 1}\nlevels: {every_s: 1}\n")
     command = [sys.executable, "-m", "orcawatch.cli", "run", "--config", "c.yaml", "--input", "sea.wav", "--realtime"]
