@@ -42,7 +42,8 @@ def replace_heads(folder: Path, content: bytes) -> None:
 
 
 def test_model_that_fits_the_hash_and_is_none_is_refused(with_heads: Callable[[bytes], Path]) -> None:
-    with pytest.raises(BundleError, match=r"heads.tflite is not a TFLite model"):
+    # tflite-runtime does not see that the end is missing, and crashes.
+    with pytest.raises(BundleError, match=r"heads.tflite is not a TFLite model|ends the process that runs it \(signal"):
         try_out(with_heads((SHIPPED / "heads.tflite").read_bytes()[:-1000]))
 
 
