@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,3 +150,21 @@ def ensemble() -> FakeEnsemble:
 def recording(tmp_path: Path) -> Path:
     """Ten seconds of two channels at 32 kHz with calls at 2 to 3.5 s and 6 to 7 s."""
     return write_audio(tmp_path / "in" / "calls.flac", calls_in_noise(32000, 10.0, 2, [(2.0, 3.5), (6.0, 7.0)]), 32000)
+
+
+@pytest.fixture
+def served(app: Any) -> Iterator[int]:
+    """The application behind the real server, impatient: the port. The module that asks has `app`."""
+    from threading import Thread
+
+    from orcawatch.web import server
+
+    with server.listening("127.0.0.1", 0) as place:
+        serving = server.server(app, place, idle_s=2)
+        worker = Thread(target=serving.run, daemon=True)
+        worker.start()
+        yield place.getsockname()[1]
+        serving.trigger.pull_trigger(lambda: [part.close() for part in list(serving._map.values())])
+        worker.join(20)
+        serving.task_dispatcher.shutdown()
+        assert not worker.is_alive()

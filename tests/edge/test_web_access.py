@@ -18,7 +18,6 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from http.client import HTTPConnection
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from urllib.parse import urlencode
 
@@ -318,20 +317,6 @@ def test_the_command_serves_until_it_is_told_to_stop(process: tuple[subprocess.P
         assert connection.getresponse().status == 401
     running.send_signal(signal.SIGTERM)
     assert running.wait(20) == 0
-
-
-@pytest.fixture
-def served(app: Flask) -> Iterator[int]:
-    """The application behind the real server, impatient: the port."""
-    with server.listening("127.0.0.1", 0) as place:
-        serving = server.server(app, place, idle_s=2)
-        worker = Thread(target=serving.run, daemon=True)
-        worker.start()
-        yield place.getsockname()[1]
-        serving.trigger.pull_trigger(lambda: [part.close() for part in list(serving._map.values())])
-        worker.join(20)
-        serving.task_dispatcher.shutdown()
-        assert not worker.is_alive()
 
 
 def test_a_large_body_and_large_headers_are_refused(served: int) -> None:
