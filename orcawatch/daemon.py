@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import signal
 import time
@@ -36,10 +35,12 @@ from .listener import Listener, Totals
 from .load import Ladder, steps
 from .logbook import Logbook
 from .outbox import Outbox
+from .owner import give_to_owner
 from .recorder import CLIPS, SNAPSHOTS, OnDetection, Recorder
 from .records import AudioBlock, ClockChange, Item, Missing, Window, WindowScore
 from .signing import check_signature
 from .store import Store
+from .turn import take_turn
 
 Array = NDArray[np.float32]
 
@@ -357,8 +358,10 @@ def open_store(output: Path) -> Store:
 def make_folders(output: Path) -> None:
     """Make the output folder, and those for clips and snapshots in it; raises InputError where that cannot be."""
     try:
-        for folder in (CLIPS, SNAPSHOTS):
-            (output / folder).mkdir(parents=True, exist_ok=True)
+        for folder in (output / CLIPS, output / SNAPSHOTS):
+            if not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True)
+                give_to_owner(folder)
     except OSError as fault:
         raise InputError(f"output folder {output} cannot be made: {fault.strerror}; name another one") from fault
 
@@ -375,15 +378,15 @@ def only_writer(output: Path) -> Iterator[None]:
     make_folders(output)
     with ExitStack() as stack:
         try:
-            lock = stack.enter_context((output / LOCK).open("a"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as fault:
+            lock = take_turn(output, LOCK)
+        except OSError as fault:
+            raise OrcawatchError(f"{output} cannot be written to: {fault.strerror}; check the disk") from fault
+        if lock is None:
             raise InputError(
                 f"another orcawatch already writes into {output}: wait for it, stop it (`systemctl stop orcawatch`), "
                 "or name another folder with --output"
-            ) from fault
-        except OSError as fault:
-            raise OrcawatchError(f"{output} cannot be written to: {fault.strerror}; check the disk") from fault
+            )
+        stack.enter_context(lock)
         yield
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from .config import SinkSettings
 from .durable import make_folder, sync_folder
 from .keys import number, path, whole
+from .owner import give_to_owner
 from .sinks import Message, Site, UnreachableError
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,9 @@ class LinesSink:
         UnreachableError : it is nearly full. What room the retention gives up is for the log of detections.
         """
         if self._file is None:
-            make_folder(self._folder)
+            if not self._folder.is_dir():
+                make_folder(self._folder)
+                give_to_owner(self._folder)
             found = self._files()
             for file in found[-2:]:  # the newest may still be empty
                 self._last = last_line(file) or self._last
@@ -117,7 +120,8 @@ class LinesSink:
 
     def _open(self, path: Path) -> None:
         """Open a file at its end, without the line that a power cut tore; what it holds is on the disk."""
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
+        give_to_owner(path)
         self._path = path
         if (torn := len(tail(path).rpartition(b"\n")[2])) > 0:
             log.warning("%s ends in half a line of %d bytes; it is removed, the message comes again", path, torn)

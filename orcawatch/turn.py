@@ -1,19 +1,20 @@
-"""Whose turn it is to send what waits in an output folder: who holds the lock on a file in it."""
+"""Whose turn it is to write into an output folder, or to send what waits there: who holds the lock on a file in it."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
-from stat import S_ISREG
 from typing import Literal, TextIO
+
+from .owner import give_to_owner
 
 LOCK = "uplink-lock"
 NOBODY = "nobody sends what waits: run `orcawatch deploy install`, which starts orcawatch-uplink"
 
 
-def take_turn(output: Path) -> TextIO | None:
+def take_turn(output: Path, name: str = LOCK) -> TextIO | None:
     """The lock, which is held until it is closed; None where another program holds it.
 
     What root makes is given to the folder's owner, whose programs must be able to open it later.
@@ -23,9 +24,8 @@ def take_turn(output: Path) -> TextIO | None:
     OSError : the folder cannot be written to.
     """
     with ExitStack() as stack:
-        lock = stack.enter_context(opened(output / LOCK, os.O_RDWR | os.O_CREAT, "r+"))
-        if os.geteuid() == 0:
-            give_to_owner(lock, output)
+        lock = stack.enter_context(opened(output / name, os.O_RDWR | os.O_CREAT, "r+"))
+        give_to_owner(output / name)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -54,11 +54,3 @@ def nobody_sends(output: Path) -> bool:
 def opened(path: Path, flags: int, mode: Literal["r", "r+"]) -> TextIO:
     """A file of a folder that belongs to another user: no link is followed, no pipe waited for."""
     return os.fdopen(os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644), mode)
-
-
-def give_to_owner(file: TextIO, folder: Path) -> None:
-    """Give a file of root's that is in this folder only to the folder's owner, on a disk that knows owners."""
-    found, owner = os.fstat(file.fileno()), folder.stat()
-    if found.st_uid == 0 and found.st_nlink == 1 and S_ISREG(found.st_mode):
-        with suppress(PermissionError):
-            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)

@@ -165,6 +165,26 @@ def test_roots_lock_is_given_to_the_owner_of_the_folder_and_nothing_else_is(tmp_
     assert other.stat().st_uid == 0
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_sends_for_a_service_leaves_nothing_that_the_service_cannot_open(tmp_path: Path) -> None:
+    """Inside mode: the watch's lock and folders are made, too; and a link in the service's folder is not followed."""
+    config = settings_file(tmp_path, "inside")
+    fill(config, 2)
+    out = tmp_path / "out"
+    for path in (out, *out.iterdir()):
+        os.chown(path, 12345, 12346)
+    assert run("uplink", "--once", "--config", config).returncode == 0 and arrived(tmp_path) == [0, 1]
+    made = {str(path.relative_to(out)): path.stat() for path in out.rglob("*")}
+    assert {"lock", "uplink-lock", "clips", "messages"} <= set(made) and any("messages/" in name for name in made)
+    assert {(found.st_uid, found.st_gid) for found in made.values()} == {(12345, 12346)}, made
+    roots = tmp_path / "roots"
+    roots.write_text("x\n")
+    (out / "lock").unlink()
+    (out / "lock").symlink_to(roots)
+    done = run("uplink", "--once", "--config", config)
+    assert done.returncode == 1 and roots.stat().st_uid == 0, done.stderr
+
+
 def test_a_far_side_that_is_away_or_lies_ends_it_with_1(tmp_path: Path) -> None:
     """Nobody; a redirect to elsewhere; an endless answer; an answer that is no HTTP: nothing counts as sent."""
     answers = iter(
