@@ -1,17 +1,29 @@
 """A bundle tried in a process of its own: a TFLite file that is made to harm can end the process that runs it.
 
-The interpreter looks a file through before it reads it, and yet some pass that crash it. So no bundle is installed that
-has not scored and explained a window of silence there.
+The interpreter looks a file through before it reads it, and yet some pass that crash it. So no bundle is installed, and
+none that the settings name is used, that has not scored silence, and scored and explained noise there.
 """
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ._version import __version__
+from .durable import make_folder, write_bytes
 from .errors import BundleError, OrcawatchError
+from .owner import give_to_owner
 
+if TYPE_CHECKING:
+    from .bundle import Bundle
+    from .config import Settings
+
+log = logging.getLogger(__name__)
+
+TRIED = "tried-bundle"  # in an output folder: the named bundle that passed last, and what it was tried with
 LONGEST_S = 600.0
 TOLD = 2000  # characters of what the process said
 
@@ -34,6 +46,50 @@ def try_out(folder: Path, longest_s: float = LONGEST_S) -> None:
         raise BundleError(f"{folder} ends the process that runs it (signal {-done.returncode}): do not use it")
     if done.returncode:
         raise BundleError(done.stderr.decode(errors="replace").strip()[-TOLD:])
+
+
+def try_named(bundle: Bundle, settings: Settings) -> None:
+    """Try the bundle that the settings name; the others were tried when they were installed. Raises as `try_out`."""
+    if settings.bundle is not None:
+        try_out(bundle.folder)
+
+
+def try_named_once(bundle: Bundle, settings: Settings) -> None:
+    """As `try_named`, unless it has passed before: the output folder remembers that, so that starts are quick.
+
+    Another version of orcawatch or of the interpreter tries it anew.
+
+    Raises
+    ------
+    BundleError : as `try_out`.
+    """
+    passed, note = f"{bundle.digest} {tried_with()}\n".encode(), settings.output / TRIED
+    if settings.bundle is None or (note.is_file() and note.read_bytes() == passed):
+        return
+    log.info("%s is tried in another process, once", bundle.name)
+    try:
+        try_out(bundle.folder)
+    except BundleError as fault:
+        raise BundleError(f"{fault}; name another as `bundle`, or leave that key out for the installed one") from fault
+    try:
+        make_folder(note.parent)
+        write_bytes(note, passed)
+        give_to_owner(note)
+    except OSError as fault:
+        log.warning("%s cannot be written, so %s is tried at the next start, too: %s", note, bundle.name, fault)
+
+
+def tried_with() -> str:
+    """This program and its interpreter, with their versions."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from .interpreter import runtime_name
+
+    name = runtime_name()
+    try:
+        return f"orcawatch {__version__} {name} {version(name)}"
+    except PackageNotFoundError:  # where it was put there by other means than pip
+        return f"orcawatch {__version__} {name}"
 
 
 def main(folder: Path) -> int:

@@ -12,6 +12,7 @@ from typing import Any, Callable, TypeVar
 
 import click
 
+from .attempt import try_named
 from .bundle import Bundle
 from .bundles import in_force
 from .channels import check_hydrophones
@@ -45,7 +46,8 @@ def command() -> None:
 def check(ctx: click.Context, file: Path) -> None:
     """Check FILE whole, also against this machine: every fault is told, with its path and what is allowed.
 
-    The sound card is not opened and nothing is written: that is for `orcawatch doctor`.
+    A bundle that FILE names is tried in another process. The sound card is not opened and nothing is written: that is
+    for `orcawatch doctor`.
     """
     settings, raw, faults = read_settings(file)
     refuse(file, [*faults, *misfits(settings)])
@@ -87,7 +89,8 @@ def summary(settings: Settings, raw: Mapping[str, Any]) -> str:
     for fault in found.faults:
         log.warning("%s", fault)
     keys = [key for key, _, _ in every_key(settings)]
-    return f"{count_set(raw)} of {len(keys)} keys are set, bundle {found} is whole"
+    tried = "" if settings.bundle is None else ", and was tried"
+    return f"{count_set(raw)} of {len(keys)} keys are set, bundle {found} is whole{tried}"
 
 
 def count_set(raw: Any) -> int:
@@ -146,7 +149,7 @@ def commented(text: str, comment: str) -> str:
 def misfits(settings: Settings) -> list[str]:
     """Faults that show only beside the bundle, the audio file and the disk, and between keys far apart."""
     faults: list[str] = []
-    found = attempt(faults, "bundle", in_force, settings)
+    found = attempt(faults, "bundle", in_force, settings, lambda bundle: try_named(bundle, settings))
     bundle = None if found is None else found.bundle
     if bundle is not None:
         attempt(faults, "", check_overrides, bundle, settings)

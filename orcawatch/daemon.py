@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import recovery
+from .attempt import try_named_once
 from .bundle import Bundle
 from .bundles import InForce, in_force
 from .capture import Source
@@ -301,11 +302,17 @@ def open_bundle(settings: Settings) -> Bundle:
 def open_working(settings: Settings) -> tuple[InForce, Ensemble]:
     """The bundle in force, as `open_bundle`, with its ensemble, which has scored a window of silence.
 
-    An installed bundle that cannot even do that is passed over, too.
+    An installed bundle that cannot even do that is passed over, too. One that the settings name is tried in another
+    process before, once.
+
+    Raises
+    ------
+    OrcawatchError : as `in_force`.
     """
     made: list[Ensemble] = []
 
     def fits(bundle: Bundle) -> None:
+        try_named_once(bundle, settings)
         made.append(open_ensemble(settings, bundle))
         log.debug("silence scores %.3f", score_silence(made[-1]))
 

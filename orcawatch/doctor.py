@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import pages
+from .attempt import try_named
 from .bundle import Bundle
 from .bundles import in_force
 from .channels import check_hydrophones, chosen_channels
@@ -323,15 +324,21 @@ def model_findings(
     cores: int,
     timer: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Finding]:
-    """Whether the bundle is whole and computes, and how fast it does that for so many channels."""
+    """Whether the bundle is whole and computes, and how fast it does that for so many channels.
+
+    One that the settings name is tried in another process first: it could end this one.
+    """
     yield from fall_back_findings(settings)
     try:
+        if settings.bundle is not None:
+            in_force(settings, lambda bundle: try_named(bundle, settings))
         ensemble = load(settings)
         silence = score_silence(ensemble)
     except OrcawatchError as fault:
         yield Finding("bundle", FAULT, *halves(str(fault)))
         return
-    yield Finding("bundle", OK, f"{about(ensemble.bundle)}; silence scores {silence:.3f}")
+    tried = "" if settings.bundle is None else ", and it was tried in another process"
+    yield Finding("bundle", OK, f"{about(ensemble.bundle)}; silence scores {silence:.3f}{tried}")
     try:
         share = share_of_real_time(ensemble, rate_hz, channels, timer)
     except OrcawatchError as fault:

@@ -9,7 +9,7 @@ from stat import S_ISDIR, S_ISREG
 
 
 def give_to_owner(path: Path) -> None:
-    """Give a file or folder of root's to the owner of the folder that it is in, where this is root and the disk lets it.
+    """Give a file or folder of root's to the owner of the folder that it is in; where this is root, and the disk can.
 
     No link is followed, and a file that has other names stays: its folder belongs to somebody else.
 

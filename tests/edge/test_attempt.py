@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from orcawatch.attempt import try_out
-from orcawatch.bundle import SHIPPED, manifest_digest, sha256
+from orcawatch import attempt
+from orcawatch.attempt import TRIED, try_named_once, try_out
+from orcawatch.bundle import SHIPPED, load_bundle, manifest_digest, sha256
+from orcawatch.config import Settings
 from orcawatch.errors import BundleError
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -49,10 +54,67 @@ def test_model_that_fits_the_hash_and_is_none_is_refused(with_heads: Callable[[b
 
 def test_one_byte_that_crashes_the_interpreter_harms_no_other_process(with_heads: Callable[[bytes], Path]) -> None:
     """Found by fuzzing: where the byte leads out of the file, ai-edge-litert 2 ends the process by signal 11."""
+    with pytest.raises(BundleError):
+        try_out(with_heads(crashing()))
+
+
+def crashing() -> bytes:
     content = bytearray((BENCHMARKS / "small.tflite").read_bytes())
     content[87] = 8
-    with pytest.raises(BundleError):
-        try_out(with_heads(bytes(content)))
+    return bytes(content)
+
+
+def run(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "orcawatch.cli", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=cwd)
+
+
+def test_a_named_bundle_that_crashes_ends_watch_doctor_and_check_with_a_word(
+    tmp_path: Path, with_heads: Callable[[bytes], Path], write: Callable[..., Path]
+) -> None:
+    sea = write(tmp_path / "sea.wav", np.random.default_rng(0).normal(0, 0.01, (48000, 1)), 16000)
+    with_heads(crashing())
+    (tmp_path / "crash.yaml").write_text("bundle: bundle\noutput: out\n")
+    watch = run("run", "--config", "crash.yaml", "--input", sea, cwd=tmp_path)
+    assert watch.returncode == 2 and "name another as `bundle`" in watch.stderr, watch.stderr
+    assert not (tmp_path / "out" / TRIED).exists()
+    doctor = run("doctor", "--config", "crash.yaml", "--input", sea, "--seconds", "2", cwd=tmp_path)
+    assert doctor.returncode == 5 and "fault    bundle" in doctor.stdout, doctor.stderr
+    check = run("config", "check", "crash.yaml", cwd=tmp_path)
+    assert check.returncode == 2 and "bundle: " in check.stderr, check.stderr
+
+
+def test_a_named_bundle_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And anew where it, the program or the interpreter is another, or the note cannot be read as one."""
+    tried: list[Path] = []
+    monkeypatch.setattr(attempt, "try_out", tried.append)
+    settings, bundle = Settings(output=tmp_path / "out", bundle=SHIPPED), load_bundle(SHIPPED)
+    for _ in range(3):
+        try_named_once(bundle, settings)
+    assert tried == [SHIPPED]
+    note = tmp_path / "out" / TRIED
+    was = note.read_bytes()
+    note.write_bytes(b"\xff")
+    try_named_once(bundle, settings)
+    assert len(tried) == 2 and note.read_bytes() == was and bundle.digest.encode() in was
+    monkeypatch.setattr(attempt, "__version__", "9")
+    try_named_once(bundle, settings)
+    assert len(tried) == 3
+    note.unlink()
+    note.mkdir()  # it cannot be written: tried each time, and the watch goes on
+    try_named_once(bundle, settings)
+    try_named_once(bundle, settings)
+    assert len(tried) == 5
+    try_named_once(bundle, Settings(output=tmp_path / "other"))
+    assert len(tried) == 5 and not (tmp_path / "other").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_the_note_belongs_to_the_owner_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempt, "try_out", lambda folder: None)
+    os.chown(tmp_path, 12345, 12345)
+    try_named_once(load_bundle(SHIPPED), Settings(output=tmp_path, bundle=SHIPPED))
+    assert (tmp_path / TRIED).stat().st_uid == 12345
 
 
 @pytest.mark.parametrize(
