@@ -81,7 +81,7 @@ def plan_install(config: Path, command: str, root: Path = MACHINE, start: bool =
     texts |= {inside(root, path): unit_text(name, command, config, output, network) for name, path in UNITS.items()}
     texts[inside(root, FILES["orcawatch.tmpfiles"])] += folder_lines(output)
     files = {path: text for path, text in texts.items() if not path.exists() or path.read_bytes() != text.encode()}
-    apart = settings is not None and settings.uplink == "apart" and bool(settings.sinks)
+    apart = settings is not None and needs_uplink(settings)
     first, *others = install_commands(root, start, changed=bool(files), apart=apart)
     owning = [owning_command(output)] if root == MACHINE and output.is_dir() else []
     return Plan(files, [first, *owning, *others])
@@ -233,16 +233,16 @@ def check_output(output: Path) -> None:
 
 OPEN = "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6"
 CLOSED = "PrivateNetwork=yes\nRestrictAddressFamilies=AF_UNIX"
-HERE = f"{OPEN}\nIPAddressDeny=any\nIPAddressAllow=localhost"
 
 
 def network_lines(settings: Settings) -> str:
-    """What the watch's unit says of the network: none where the uplink is apart, but for the figures that it serves."""
-    if settings.uplink == "inside":
-        return OPEN
-    if settings.metrics.port is None:
-        return CLOSED
-    return HERE if settings.metrics.address in ("127.0.0.1", "::1", "localhost") else OPEN
+    """What the watch's unit says of the network: none where the uplink is apart."""
+    return OPEN if settings.uplink == "inside" else CLOSED
+
+
+def needs_uplink(settings: Settings) -> bool:
+    """Whether there is something for the uplink's unit to send, or to hand on."""
+    return settings.uplink == "apart" and (bool(settings.sinks) or settings.metrics.port is not None)
 
 
 def unit_text(name: str, command: str, config: Path, output: Path, network: str = OPEN) -> str:

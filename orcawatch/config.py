@@ -328,7 +328,8 @@ class Settings:
     )
     uplink: str = choice(
         "inside", ("inside", "apart"),
-        "Who sends to the sinks: the watch, or `orcawatch uplink`, so that the watch needs no network: docs/sinks.md.",
+        "Who sends to the sinks and serves `metrics`: the watch, or `orcawatch uplink`, so that the watch needs no "
+        "network: docs/sinks.md.",
     )  # fmt: skip
     threads: int = whole(1, 1, 64, "Processor threads for scoring; more than the machine's cores are of no use.")
 

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import platform
-import socket
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from threading import BoundedSemaphore, Lock, Thread
+from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .durable import Complaint
+from .serving import SOCKET, Serving
 from .sinks import Facts
 
 if TYPE_CHECKING:
-    from wsgiref.simple_server import WSGIServer
-
     from prometheus_client import CollectorRegistry, Histogram
     from prometheus_client.metrics_core import Metric
 
     from .config import MetricsSettings
     from .outbox import Depth
 
-log = logging.getLogger(__name__)
-
-RETRY_S = 60.0  # between two tries to serve: a name instead of an address may take seconds to look up
 INFERENCE_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # borders of the histogram
-JOIN_S = 5.0
-VISITORS = 4  # at once; who comes while there are so many is turned away
-SILENT_S = 5.0  # a visitor that says nothing for so long is turned away, too
 
 
 class Metrics:
@@ -49,11 +39,7 @@ class Metrics:
         self._about: Mapping[str, str] = {}
         self._last_detection_s: float | None = None
         self._inference: Histogram | None = None
-        self._wanted: tuple[int, str, CollectorRegistry] | None = None  # what is to be served, and where
-        self._retry_at_s = 0.0
-        self._complaint = Complaint(log)
-        self._server: WSGIServer | None = None
-        self._thread: Thread | None = None
+        self._serving: Serving | None = None
 
     def about(self, station: str, bundle: str, bundle_digest: str) -> None:
         """What listens, and with what."""
@@ -65,8 +51,8 @@ class Metrics:
         with self._lock:
             self._facts = facts
             self._depths = self._depths if depths is None else depths
-        if self._wanted is not None and self._server is None and time.monotonic() >= self._retry_at_s:
-            self._begin(*self._wanted)
+        if self._serving is not None:
+            self._serving.look()
 
     def detected(self, utc: datetime) -> None:
         """There was a detection."""
@@ -78,37 +64,24 @@ class Metrics:
         if self._inference is not None:
             self._inference.observe(seconds)
 
-    def serve(self, settings: MetricsSettings) -> None:
+    def serve(self, settings: MetricsSettings, output: Path | None = None) -> None:
         """Serve the figures at `http://ADDRESS:PORT/metrics`; nothing is done where no port is configured.
 
+        With an output folder, at a socket in it: `orcawatch uplink` hands them on (see `orcawatch.serving`).
         Where the address cannot be had, because its network is not up yet for instance, the log says so and `take`
         tries again: nobody stops listening for it.
         """
         if settings.port is not None:
-            self._wanted = settings.port, settings.address, self.registry()
-            self._begin(*self._wanted)
+            from prometheus_client import make_wsgi_app
 
-    def _begin(self, port: int, address: str, registry: CollectorRegistry) -> None:
-        place = f"{address} port {port}"
-        try:
-            self._server, self._thread = begun(port, address, registry)
-        except OSError as fault:
-            self._retry_at_s = time.monotonic() + RETRY_S
-            self._complaint.say(
-                f"metrics cannot be served at {place}: {fault}; where that stays, choose another `metrics.port` or "
-                "`metrics.address`"
-            )
-        else:
-            self._complaint.end(f"metrics are served at {place}")
+            place = (settings.address, settings.port) if output is None else output / SOCKET
+            self._serving = Serving(place, make_wsgi_app(self.registry()))
 
     def close(self) -> None:
         """End the server; closing twice is allowed."""
-        server, thread, self._wanted = self._server, self._thread, None
-        self._server = self._thread = None
-        if server is not None and thread is not None:
-            server.shutdown()
-            server.server_close()
-            thread.join(JOIN_S)
+        if self._serving is not None:
+            self._serving.close()
+            self._serving = None
 
     def registry(self) -> CollectorRegistry:
         """A registry of prometheus_client with these figures."""
@@ -223,57 +196,3 @@ def info(name: str, values: Mapping[str, str]) -> Metric:
     from prometheus_client.metrics_core import InfoMetricFamily
 
     return InfoMetricFamily(name, "What listens, and with what.", dict(values))
-
-
-def begun(port: int, address: str, registry: CollectorRegistry) -> tuple[WSGIServer, Thread]:
-    """A server of the figures, in a thread of its own; raises OSError where the address cannot be had.
-
-    prometheus_client's own makes a thread for everybody who connects, however many, and waits for ever for what they
-    say: strangers could take the threads that the watch needs.
-    """
-    from socketserver import TCPServer, ThreadingMixIn
-    from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
-
-    from prometheus_client import make_wsgi_app
-
-    places = BoundedSemaphore(VISITORS)
-
-    class Handler(WSGIRequestHandler):
-        timeout = SILENT_S
-
-        def log_message(self, format: str, *about: object) -> None:
-            pass
-
-    class Server(ThreadingMixIn, WSGIServer):
-        daemon_threads = True
-        address_family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-
-        def server_bind(self) -> None:
-            TCPServer.server_bind(self)  # HTTPServer's would ask the network for this machine's name, and wait for it
-            self.server_name, self.server_port = address, self.server_address[1]
-            self.setup_environ()
-
-        def process_request(self, request: Any, client_address: Any) -> None:
-            if not places.acquire(blocking=False):
-                self.shutdown_request(request)
-                return
-            try:
-                super().process_request(request, client_address)
-            except BaseException:  # no thread can be started
-                places.release()
-                raise
-
-        def process_request_thread(self, request: Any, client_address: Any) -> None:
-            try:
-                super().process_request_thread(request, client_address)
-            finally:
-                places.release()
-
-        def handle_error(self, request: Any, client_address: Any) -> None:
-            log.debug("%s was not told the figures", client_address, exc_info=True)
-
-    server = Server((address, port), Handler)
-    server.set_app(make_wsgi_app(registry))
-    thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
-    thread.start()
-    return server, thread

@@ -159,7 +159,7 @@ class Service(Upkeep):
         self._open.enter_context(daemon.only_writer(settings.output))
         self._look_after(self._open.enter_context(daemon.open_store(settings.output)), self._open)
         self._note(found)
-        self.metrics.serve(settings.metrics)
+        self.metrics.serve(settings.metrics, settings.output if settings.uplink == "apart" else None)
         while True:
             name, totals = self._session(ensemble, input_file, realtime, on_detection)
             if self._next is None or self._stop.is_set():

@@ -1,4 +1,7 @@
-"""`orcawatch uplink`: sends what waits for the sinks, in a process of its own, so that the watch needs no network."""
+"""`orcawatch uplink`: all that leaves the station, in a process of its own, so that the watch needs no network.
+
+It sends what waits for the sinks, and hands the watch's figures on to Prometheus.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event as Flag
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Callable
 
 import click
 
 from .cli import EXIT_CODES, FAILED, chosen_settings, config_option, logged, output_option
 from .errors import InputError, OrcawatchError
+from .serving import RETRY_S, Serving, relayed
 from .turn import take_turn
 
 if TYPE_CHECKING:
@@ -32,15 +36,15 @@ WAIT_S = 1.0  # between two looks whether there is a database
 @logged
 @click.pass_context
 def command(ctx: click.Context, config: Path | None, output: Path | None, once: bool) -> None:
-    """Send to the sinks what waits for them, until SIGTERM or SIGINT.
+    """Send to the sinks what waits for them, and hand on the figures of `metrics`, until SIGTERM or SIGINT.
 
-    For settings with `uplink: apart`, beside `orcawatch run`, which then only writes into the database. Otherwise the
-    watch sends by itself, and this sends, with --once, what a watch that has ended has left.
+    For settings with `uplink: apart`, beside `orcawatch run`, which then only writes into the output folder. Otherwise
+    the watch sends by itself, and this sends, with --once, what a watch that has ended has left.
     """
     from .daemon import DATABASE, stop_signals
 
     settings = chosen_settings(config, None, output)
-    if not settings.sinks:
+    if not settings.sinks and (once or settings.uplink != "apart" or settings.metrics.port is None):
         raise InputError("the settings name no sinks: see `sinks` in docs/configuration.md, and --config")
     if settings.uplink != "apart" and not once:
         raise InputError(
@@ -86,19 +90,32 @@ def only_sender(settings: Settings) -> Iterator[None]:
 
 
 def send(path: Path, settings: Settings, stop: Flag) -> int:
-    """Send until told to stop; the database is waited for where there is none yet."""
+    """Send and hand on until told to stop; the database is waited for where there is none yet."""
     from .clock import Clocks
     from .outbox import sending
 
-    if not path.exists():
-        log.info("%s is not there yet: waiting for the watch to make it", path)
-    while not path.exists():
-        if stop.wait(WAIT_S):
-            return 0
-    with sending(path, settings, Clocks()) as outbox:
-        log.info("sending to %s", ", ".join(outbox.depths()))
-        stop.wait()
+    with ExitStack() as opened:
+        serving = handing_on(settings, opened)
+        if not path.exists():
+            log.info("%s is not there yet: waiting for the watch to make it", path)
+        while not path.exists():
+            if stop.wait(WAIT_S):
+                return 0
+            serving()
+        if settings.sinks:
+            outbox = opened.enter_context(sending(path, settings, Clocks()))
+            log.info("sending to %s", ", ".join(outbox.depths()))
+        while not stop.wait(RETRY_S):
+            serving()
     return 0
+
+
+def handing_on(settings: Settings, opened: ExitStack) -> Callable[[], object]:
+    """Hand on the watch's figures until `opened` ends, where the settings say so; to be called now and then."""
+    port, address = settings.metrics.port, settings.metrics.address
+    if port is None:
+        return lambda: None
+    return opened.enter_context(Serving((address, port), relayed(settings.output))).look
 
 
 def send_once(path: Path, settings: Settings, stop: Flag) -> int:

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
 
-from orcawatch import prometheus
+from orcawatch import serving
 from orcawatch._version import __version__
 from orcawatch.config import MetricsSettings
 from orcawatch.outbox import Depth
@@ -116,7 +117,7 @@ def test_a_port_that_is_taken_is_told_and_had_later(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An address may come with its network: the station must listen meanwhile."""
-    monkeypatch.setattr(prometheus, "RETRY_S", 0.0)
+    monkeypatch.setattr(serving, "RETRY_S", 0.0)
     metrics = Metrics()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -134,6 +135,32 @@ def test_a_port_that_is_taken_is_told_and_had_later(
         scraped(port)
 
 
+def test_figures_at_a_socket_are_handed_on_however_long_its_path_is(tmp_path: Path) -> None:
+    output, port = tmp_path / ("x" * 120), free_port()
+    output.mkdir()
+    metrics = Metrics()
+    metrics.serve(MetricsSettings(port=port, address="192.0.2.1"), output)
+    with serving.Serving(("127.0.0.1", port), serving.relayed(output)) as relay:
+        relay.look()
+        metrics.about("north", "first-light", "ab" * 32)
+        metrics.take(FACTS)
+        assert scraped(port)["orcawatch_detections_total"] == 3
+        metrics.close()
+        assert not list(output.iterdir())
+        with pytest.raises(HTTPError, match="503"):
+            scraped(port)
+    with pytest.raises(OSError):
+        scraped(port)
+
+
+def test_no_file_is_taken_away_for_a_socket(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / serving.SOCKET).write_text("mine")
+    metrics = Metrics()
+    metrics.serve(MetricsSettings(port=1), tmp_path)
+    metrics.close()
+    assert (tmp_path / serving.SOCKET).read_text() == "mine" and "cannot be served" in caplog.text
+
+
 def test_without_a_port_everything_may_be_called_and_nothing_is_loaded(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom datetime import datetime, timezone\nfrom orcawatch.config import MetricsSettings\n"
@@ -148,7 +175,7 @@ def test_without_a_port_everything_may_be_called_and_nothing_is_loaded(tmp_path:
 
 def test_strangers_take_neither_threads_nor_the_figures_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hundreds that connect and say nothing, or a byte now and then, or far too much."""
-    monkeypatch.setattr(prometheus, "SILENT_S", 0.5)
+    monkeypatch.setattr(serving, "SILENT_S", 0.5)
     metrics, port = Metrics(()), free_port()
     before = threading.active_count()
     metrics.serve(MetricsSettings(port=port))
@@ -157,7 +184,7 @@ def test_strangers_take_neither_threads_nor_the_figures_for_long(monkeypatch: py
         for connection in silent[:50]:
             with contextlib.suppress(OSError):
                 connection.sendall(b"GET /metrics HTTP/1.1\r\nX: " + b"y" * 100_000)
-        assert threading.active_count() <= before + 1 + prometheus.VISITORS
+        assert threading.active_count() <= before + 1 + serving.VISITORS
         deadline = time.monotonic() + 30
         while True:
             with contextlib.suppress(OSError, HTTPException):
@@ -181,7 +208,7 @@ def test_without_threads_visitors_are_turned_away_and_not_for_ever(monkeypatch: 
     try:
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", no_thread)
-            for _ in range(2 * prometheus.VISITORS):
+            for _ in range(2 * serving.VISITORS):
                 with pytest.raises((OSError, HTTPException)):
                     scraped(port)
         assert scraped(port)

@@ -116,8 +116,8 @@ NETWORK = {
     "uplink: inside": (service.OPEN, False),
     "uplink: apart": (service.CLOSED, False),
     "uplink: apart\nsinks: [{kind: jsonl}]": (service.CLOSED, True),
-    "uplink: apart\nsinks: [{kind: jsonl}]\nmetrics: {port: 9400}": (service.HERE, True),
-    "uplink: apart\nmetrics: {port: 9400, address: 0.0.0.0}": (service.OPEN, False),
+    "uplink: apart\nsinks: [{kind: jsonl}]\nmetrics: {port: 9400}": (service.CLOSED, True),
+    "uplink: apart\nmetrics: {port: 9400, address: 0.0.0.0}": (service.CLOSED, True),
 }
 
 

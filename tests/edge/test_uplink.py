@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any, Callable
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -70,16 +73,63 @@ def wait_for(done: Callable[[], Any], seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
+def in_no_network() -> tuple[str, ...]:
+    """What begins a command in a network namespace of its own; nothing where that may not be had."""
+    alone = ("unshare", "--net")
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        return ()
+    return alone
+
+
+def read(port: int) -> tuple[int, str]:
+    """Status and text of the figures."""
+    try:
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+            return answer.status, answer.read().decode()
+    except HTTPError as fault:
+        return fault.code, fault.read().decode()
+    except URLError:
+        return 0, ""
+
+
+@pytest.mark.parts
+def test_figures_leave_a_watch_in_no_network_through_the_uplink(tmp_path: Path) -> None:
+    """And again after it was killed, over the socket that it has left; without a watch the answer is 503."""
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    config = settings_file(tmp_path, "apart", f"station: north\nmetrics: {{port: {port}}}\n")
+    soundfile.write(tmp_path / "sea.wav", np.random.default_rng(0).normal(0, 0.01, (600 * 16000, 1)), 16000)
+    watch = [*in_no_network(), *ORCAWATCH, "run", "--realtime", "--input", "sea.wav", "--config", str(config)]
+    with (tmp_path / "log").open("w") as log:
+        both = {"cwd": tmp_path, "stdout": log, "stderr": log}
+        uplink = subprocess.Popen([*ORCAWATCH, "uplink", "--config", str(config)], **both)  # type: ignore[call-overload]
+        processes = [uplink]
+        try:
+            wait_for(lambda: read(port)[0] == 503)
+            for _ in range(2):
+                processes.append(subprocess.Popen(watch, **both))  # type: ignore[call-overload]
+                wait_for(lambda: "# TYPE orcawatch_windows_total counter" in read(port)[1])
+                assert 'station="north"' in read(port)[1]
+                processes[-1].kill()
+                processes[-1].wait()
+                assert (tmp_path / "out/metrics-socket").is_socket()
+                status, text = read(port)
+                assert status == 503 and "no watch can be asked" in text
+            uplink.send_signal(signal.SIGTERM)
+            assert uplink.wait(30) == 0
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+
+
 @pytest.mark.parts
 def test_a_watch_in_no_network_leaves_its_messages_to_the_uplink(tmp_path: Path) -> None:
     """In a network namespace of its own, as `PrivateNetwork=yes` makes it, where this may be had."""
     config = settings_file(tmp_path, "apart")
     rng = np.random.default_rng(0)
     soundfile.write(tmp_path / "sea.wav", rng.normal(0, 0.01, (5 * 16000, 1)), 16000)
-    alone = ("unshare", "--net")
-    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
-        alone = ()
-    done = run("run", "--config", config, "--input", tmp_path / "sea.wav", before=alone)
+    done = run("run", "--config", config, "--input", tmp_path / "sea.wav", before=in_no_network())
     assert done.returncode == 0, done.stderr
     left = waiting(tmp_path)
     assert left >= 2 and not (tmp_path / "out/messages").exists()  # at least a heartbeat and the effort
