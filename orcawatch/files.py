@@ -23,6 +23,7 @@ from .times import Times, comment_of
 log = logging.getLogger(__name__)
 
 BLOCK_S = 0.5
+BLOCK_SAMPLES = 1 << 22  # and no more, whatever rate and number of channels a damaged header states
 # What names audio in a folder; files given by themselves may have any name.
 SUFFIXES = frozenset(
     {
@@ -79,7 +80,7 @@ class FileSource:
             if self._fault and not file.frames:
                 raise AudioError(self._fault)
             check_channels(self.info.name, file.channels, file.frames)
-        self._rows = max(1, round(block_s * self.info.rate_hz))
+        self._rows = max(1, min(round(block_s * self.info.rate_hz), BLOCK_SAMPLES // self.info.channels))
 
     @property
     def waits(self) -> bool:

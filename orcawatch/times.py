@@ -11,11 +11,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone, tzinfo
+from os import SEEK_END
 from pathlib import Path
 from typing import Any, BinaryIO
 from zoneinfo import ZoneInfo
 
 OFFSET = re.compile(r"(?:UTC|GMT)?([+-])(\d{1,2})(?::?(\d\d))?")
+YEARS = (1900, 2200)  # a stamp from before, or from then on, is none of a recording
 FRACTION = r"(?:[._](\d{1,6})(?!\d))?"
 # Stamps of six groups, year to second, and a fraction of a second; the zone, where there is one, follows.
 LONG = re.compile(
@@ -88,9 +90,10 @@ class Times:
         if stamp is None or (stamp.tzinfo is None and self.zone is None):
             return None
         try:
-            return stamp.astimezone(timezone.utc) if stamp.tzinfo is not None else local_utc(stamp, self.zone)
+            utc = stamp.astimezone(timezone.utc) if stamp.tzinfo is not None else local_utc(stamp, self.zone)
         except (OverflowError, ValueError):  # the first or the last day of the calendar
             return None
+        return utc if utc is not None and YEARS[0] <= utc.year < YEARS[1] else None
 
 
 def local_utc(stamp: datetime, zone: tzinfo | None) -> datetime | None:
@@ -242,12 +245,12 @@ def text_chunks(path: Path) -> dict[bytes, str]:
 
 
 def _texts(file: BinaryIO) -> Iterator[tuple[bytes, str]]:
-    position, long = HEAD, 0
+    position, long, end = HEAD, 0, file.seek(0, SEEK_END)
     for _ in range(MOST_CHUNKS):
+        if position > end - 8:  # a damaged size may be more than a file can have
+            return
         file.seek(position)
         head = file.read(8)
-        if len(head) < 8:
-            return
         name, size = head[:4], int.from_bytes(head[4:], "little")
         if name == b"ds64":
             long = int.from_bytes(file.read(16)[8:], "little")

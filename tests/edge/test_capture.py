@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import wave
 from datetime import datetime, timezone
 from pathlib import Path
@@ -198,6 +199,23 @@ def test_zero_channels_are_refused(tmp_path: Path, write: Callable[..., Path]) -
     path.write_bytes(content)
     with pytest.raises(AudioError, match="zero"):
         FileSource(path)
+
+
+def test_damaged_headers_do_not_decide_how_much_memory_a_block_takes(
+    tmp_path: Path, write: Callable[..., Path]
+) -> None:
+    """Found by fuzzing: half a second at 2 GHz, of a file said to be long."""
+    path = write(tmp_path / "x.wav", noise(0.1, 1), RATE_HZ)
+    content = bytearray(path.read_bytes())
+    content[24:28] = (2_000_000_000).to_bytes(4, "little")
+    content[40:44] = b"\x00\x00\x00\x70"
+    path.write_bytes(content)
+    tracemalloc.start()
+    samples, text = read(path)
+    _, most_b = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(samples) == 800 and "the file ends early" in text
+    assert most_b < 40e6
 
 
 def test_realtime_yields_a_block_when_its_time_has_come(tmp_path: Path, write: Callable[..., Path]) -> None:

@@ -14,7 +14,7 @@ from orcawatch.config import load_settings
 from orcawatch.errors import ConfigError
 from orcawatch.files import FileSource
 from orcawatch.guano import guano_text, with_guano_chunk
-from orcawatch.times import Times, stamp_by, stamp_in
+from orcawatch.times import Times, stamp_by, stamp_in, text_chunks
 
 THEN = datetime(2019, 9, 20, 16, 38, 58, tzinfo=timezone.utc)
 SILENCE = np.zeros(16000, np.float32)
@@ -122,6 +122,17 @@ def test_broadcast_header_is_taken_last(tmp_path: Path) -> None:
     body = wav[8:12] + struct.pack("<4sI", b"bext", len(bext)) + bext + wav[12:]
     path.write_bytes(wav[:4] + struct.pack("<I", len(body)) + body)
     assert (began(path), began(path, "UTC")) == (None, THEN)
+
+
+def test_a_chunk_longer_than_any_file_ends_the_search(tmp_path: Path) -> None:
+    """Found by fuzzing: it ended the scan."""
+    path = tmp_path / "x.wav"
+    soundfile.write(path, SILENCE, 16000, format="RF64")
+    content = bytearray(path.read_bytes())
+    assert content[12:16] == b"ds64"
+    content[28:36] = b"\xff" * 8  # the length of the audio
+    path.write_bytes(content)
+    assert text_chunks(path) == {}
 
 
 @pytest.mark.parametrize(
