@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any, Callable
 
@@ -20,6 +21,7 @@ from .durable import sync_folder
 from .errors import OrcawatchError
 from .schema import STEPS, migrate
 from .store import Store, connected
+from .times import YEARS
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,16 @@ KINDS: Mapping[str, tuple[type, ...]] = {"INTEGER": (int,), "REAL": (float, int)
 SPARE_IDS = 1000  # numbers left out where some are lost, so that none is given twice
 LISTS = ("channels", "channel_scores", "hydrophones", "levels_db", "peaks_db", "clipped")
 TIMES = ("utc", "_utc")  # how names of columns with a time end
+LARGEST = 1e11  # no time (in seconds), level, place or drift is as large
+# What no row as a whole can be, though each column may hold its value: an expression for each table.
+IMPOSSIBLE: Mapping[str, str] = {
+    LEDGER: "start_steady_s IS NULL OR end_steady_s IS NULL OR start_steady_s > end_steady_s "
+    "OR (start_sample IS NULL) <> (end_sample IS NULL) OR start_sample > end_sample OR start_sample < 0 "
+    "OR kind NOT IN ('recorded', 'gap', 'off_duty', 'shed')",
+    "sessions": "started_steady_s IS NULL OR rate_hz < 1",
+}
+FORM = "____-__-__T__:__:__%+00:00"  # of a time, with microseconds or without
+LENGTHS = "25, 32"
 STORED = {"INTEGER": ("integer",), "REAL": ("real", "integer"), "TEXT": ("text",), "BLOB": ("blob", "text")}
 NONE = (1, 0)
 SEQUENCES = (0, 10)  # numbers of the rows in which SQLite keeps the highest ones that were given
@@ -143,11 +155,19 @@ def garbled(connection: sqlite3.Connection, table: str) -> str:
 
     What SQLite converts by itself (a whole number in a column of real ones) is right.
     """
-    return " OR ".join(
-        f"(+{name} IS NOT NULL AND ({wrong(name, kind)}))" + (f" OR +{name} IS NULL" if needed else "")
-        for _, name, kind, needed, *_ in _columns(connection, table)
-        if kind in STORED
+    return _garbled(
+        table, tuple((name, kind, bool(needed)) for _, name, kind, needed, *_ in _columns(connection, table))
     )
+
+
+@cache
+def _garbled(table: str, columns: tuple[tuple[str, str, bool], ...]) -> str:
+    found = [
+        f"(+{name} IS NOT NULL AND ({wrong(name, kind)}))" + (f" OR +{name} IS NULL" if needed else "")
+        for name, kind, needed in columns
+        if kind in STORED
+    ]
+    return " OR ".join([*found, IMPOSSIBLE.get(table, "0")])
 
 
 def wrong(name: str, kind: str) -> str:
@@ -158,10 +178,12 @@ def wrong(name: str, kind: str) -> str:
         return f"{found} OR NOT json_valid({name}) OR json_type({name}) <> 'array'"
     if name == "numbers":
         return f"{found} OR NOT json_valid({name}) OR json_type({name}) <> 'object'"
-    if name.endswith(TIMES):  # SQLite takes a 30th of February, and an hour 24
+    if name.endswith(TIMES):  # SQLite takes a 30th of February, an hour 24, a time without a zone
         day = f"strftime('%d', julianday(substr({name}, 1, 10))) <> substr({name}, 9, 2)"
-        return f"{found} OR julianday({name}) IS NULL OR {day} OR substr({name}, 12, 2) > '23'"
-    return found
+        form = f"{name} NOT LIKE '{FORM}' OR length(CAST({name} AS BLOB)) NOT IN ({LENGTHS})"
+        years = f"{name} < '{YEARS[0]}' OR {name} >= '{YEARS[1]}'"
+        return f"{found} OR {form} OR {years} OR julianday({name}) IS NULL OR {day} OR substr({name}, 12, 2) > '23'"
+    return f"{found} OR {name} NOT BETWEEN {-LARGEST} AND {LARGEST}" if kind == "REAL" else found
 
 
 def write_ahead_of(path: Path) -> bytes:
@@ -267,7 +289,8 @@ def _tell(
     connection.execute("INSERT INTO recoveries (utc, fault, moved_to, recovered, lost) VALUES (?, ?, ?, ?, ?)", row)
 
 
-def tables() -> list[Table]:
+@cache
+def tables() -> tuple[Table, ...]:
     """Every table of this version that is worth a rescue; their rows have numbers."""
     with closing(sqlite3.connect(":memory:")) as connection:
         counts: dict[str, set[int]] = {}
@@ -275,7 +298,7 @@ def tables() -> list[Table]:
             migrate(connection, step, STEPS[: step + 1])
             for name in _names(connection):
                 counts.setdefault(name, set()).add(len(_columns(connection, name)))
-        return [_table(connection, name, frozenset(counts[name])) for name in counts if name not in SMALL]
+        return tuple(_table(connection, name, frozenset(counts[name])) for name in counts if name not in SMALL)
 
 
 def _names(connection: sqlite3.Connection) -> list[str]:
@@ -313,14 +336,22 @@ def copy_rows(connection: sqlite3.Connection, aside: Path, known: Sequence[Table
     ledger = [table for table in known if table.name == LEDGER]
     first = of_raw if found.broken else [table for table in of_raw if table.name != LEDGER]
     highest = insert_raw(connection, logged, both, first, [pages.EVERYTHING])
+    if logged:
+        weed(connection, known)
     holes = copy_by_sqlite(connection, aside, known)
     if holes[LEDGER] != NONE:
         insert_raw(connection, logged, both, ledger, [pages.EVERYTHING])
+    weed(connection, known)
     there = pages.pages_of(aside, page_b)
     highest |= insert_raw(connection, there, both, of_raw, [SEQUENCES, *(holes[table.name] for table in of_raw)])
+    weed(connection, known)
+    return highest
+
+
+def weed(connection: sqlite3.Connection, known: Iterable[Table]) -> None:
+    """Take garbled rows out, so that an older state of them may come in, and what does not fit them."""
     for table in known:
         connection.execute(f"DELETE FROM {table.name} WHERE {garbled(connection, table.name)}")
-    return highest
 
 
 def insert_raw(

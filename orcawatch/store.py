@@ -492,14 +492,26 @@ def no_room(full: bool) -> bool:
     return False
 
 
+class Connection(sqlite3.Connection):
+    """Where SQLite names a damaged part of the schema in bytes that are no UTF-8, Python cannot tell its words."""
+
+    def execute(self, *given: Any) -> sqlite3.Cursor:
+        """As `sqlite3.Connection.execute`."""
+        try:
+            return super().execute(*given)
+        except UnicodeDecodeError as fault:
+            raise sqlite3.DatabaseError(fault.object.decode("utf-8", "replace")) from fault
+
+
 def connected(path: Path, mode: str) -> sqlite3.Connection:
     """A connection that leaves transactions to us; `mode` as in a URI of SQLite.
 
     A byte that is no UTF-8, on a damaged disk, must not hide all other rows: it is read as U+FFFD.
     """
     connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?{mode}", timeout=BUSY_S, isolation_level=None, check_same_thread=False, uri=True
-    )
+        f"{path.absolute().as_uri()}?{mode}", timeout=BUSY_S, isolation_level=None, check_same_thread=False, uri=True,
+        factory=Connection,
+    )  # fmt: skip
     connection.text_factory = lambda text: text.decode("utf-8", "replace")
     return connection
 

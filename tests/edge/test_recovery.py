@@ -20,7 +20,7 @@ from orcawatch import pages, recovery
 from orcawatch.errors import InputError, OrcawatchError
 from orcawatch.recovery import open_store
 from orcawatch.schema import STEPS, migrate
-from orcawatch.store import COLUMNS, Detection, Store
+from orcawatch.store import COLUMNS, DamagedError, Detection, Store
 
 pytestmark = pytest.mark.parts
 
@@ -39,11 +39,20 @@ def detection(index: int) -> Detection:
 
 def add_all(store: Store) -> None:
     with store.transaction() as connection:
-        connection.execute("INSERT INTO sessions (source, live, rate_hz, channels) VALUES ('sea', 1, 48000, '[0, 1]')")
+        connection.execute(
+            "INSERT INTO sessions (source, live, rate_hz, channels, started_steady_s) VALUES ('sea', 1, 100, '[0, 1]', 9)"
+        )
     for index in range(ROWS):
         store.add(detection(index), lambda connection, id: add_others(connection, id))
     for id in range(1, ROWS, 3):
         store.attach(id, clip=f"clips/{id:06d}.flac", numbers={"relevance_in_band": 0.5})
+
+
+def enter(connection: sqlite3.Connection, start: int, end: int) -> None:
+    """A row of the ledger, at 100 samples a second."""
+    columns = "session, kind, start_sample, end_sample, start_steady_s, end_steady_s"
+    span = (start, end, 9 + start / 100, 9 + end / 100)
+    connection.execute(f"INSERT INTO ledger ({columns}) VALUES (1, 'gap', ?, ?, ?, ?)", span)
 
 
 def add_others(connection: sqlite3.Connection, id: int) -> None:
@@ -53,8 +62,7 @@ def add_others(connection: sqlite3.Connection, id: int) -> None:
         "VALUES (1, ?, ?, ?, ?, ?, ?)",
         (id * 100, id * 100 + 100, *levels),
     )
-    span = (id * 100, id * 100 + 100)
-    connection.execute("INSERT INTO ledger (session, kind, start_sample, end_sample) VALUES (1, 'gap', ?, ?)", span)
+    enter(connection, id * 100, id * 100 + 100)
     connection.execute(
         "INSERT INTO outbox (sink, kind, priority, created_utc, payload) VALUES ('m', 'detection', 1, ?, ?)",
         (START.isoformat(), os.urandom(40)),
@@ -346,9 +354,7 @@ def test_rows_of_the_ledger_that_were_replaced_do_not_come_back(tmp_path: Path, 
         add_all(store)
         with store.transaction() as connection:
             connection.execute("DELETE FROM ledger WHERE start_sample >= 15000")
-            connection.execute(
-                "INSERT INTO ledger (session, kind, start_sample, end_sample) VALUES (1, 'gap', 15000, 30100)"
-            )
+            enter(connection, 15000, 30100)
         if where == "in the file":
             store._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         with store.transaction() as connection:
@@ -385,7 +391,18 @@ def test_a_row_that_makes_no_sense_is_left_out(path: Callable[[str], Path], whol
         ("levels", "levels_db = '7'"),
         ("sessions", "started_utc = CAST(started_utc AS BLOB)"),
         ("sessions", "rate_hz = 'many'"),
+        ("ledger", "end_utc = '2026-05-02T03:21:36'"),
+        ("ledger", "end_utc = '9999-12-31T23:59:59+00:00'"),
+        ("ledger", "end_steady_s = NULL"),
+        ("ledger", "end_steady_s = 9e999"),
+        ("ledger", "start_steady_s = end_steady_s + 1"),
+        ("ledger", "start_sample = NULL"),
+        ("ledger", "start_sample = -1"),
+        ("ledger", "kind = 'recorde\x7f'"),
+        ("sessions", "started_steady_s = NULL"),
+        ("sessions", "rate_hz = 0"),
         ("detections", "score = 'high'"),
+        ("detections", "score = -9e999"),
         ("detections", "numbers = '[]'"),
     ],
 )
@@ -411,6 +428,39 @@ def test_a_raw_row_without_a_column_is_passed_over(
     file, rows = path("closed"), pages.rows_of
     monkeypatch.setattr(pages, "rows_of", lambda *page: [(1, ()), *rows(*page)])
     flip(file, 0, 16, random.Random(0))
+    assert rescued(file, contents(file.parent)) == whole
+
+
+def test_a_garbled_row_hides_no_older_state_of_it(path: Callable[[str], Path], whole: dict[int, Detection]) -> None:
+    """The newest page of a row comes first: where that is garbled, what SQLite or an older page has is taken."""
+    file = path("closed")
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute("UPDATE detections SET score = 9e999 WHERE id = 7")
+        connection.execute("UPDATE ledger SET end_sample = 1 << 60, end_steady_s = NULL WHERE id = 7")
+        connection.commit()
+        for part in ("", "-wal"):
+            shutil.copy(f"{file}{part}", f"{file}{part}.kept")
+    for part in ("", "-wal"):
+        Path(f"{file}{part}.kept").replace(f"{file}{part}")
+    flip(Path(f"{file}-wal"), 0, 32, random.Random(0))
+    assert rescued(file, contents(file.parent)) == whole
+    with open_store(file) as store, store.transaction() as connection:
+        assert connection.execute("SELECT count(*) FROM ledger").fetchone()[0] == ROWS
+
+
+def test_a_name_in_the_schema_that_is_no_text_is_damage(
+    path: Callable[[str], Path], whole: dict[int, Detection]
+) -> None:
+    """Found by fuzzing: SQLite tells the name in its message, and Python could not tell that."""
+    file = path("closed")
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"(score, id, start_utc", b"(\xffcore, id, start_utc"))
+    assert file.read_bytes() != content
+    with pytest.raises(DamagedError, match="no such column: \N{REPLACEMENT CHARACTER}core"):
+        Store(file)
+    with pytest.raises(InputError, match="cannot be read: malformed database schema"):
+        Store.reader(file)
     assert rescued(file, contents(file.parent)) == whole
 
 
