@@ -118,7 +118,10 @@ def login() -> AnyResponse:
 
 def let_in() -> AnyResponse | None:
     """Take a token from the address, which then no longer shows it; else look whether the request may pass."""
-    token = request.args.get("token")
+    try:
+        token = request.args.get("token")
+    except UnicodeDecodeError:
+        abort(400, "The address holds bytes that are no UTF-8: write them as %XX.")
     if token is None or request.method != "GET":
         site().access.check()
         return None

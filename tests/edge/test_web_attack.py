@@ -103,6 +103,12 @@ def test_no_path_leads_out_of_the_output_folder(port: int, target: str) -> None:
     assert code(answer) in (400, 404) and b"root:" not in answer and b"import" not in answer
 
 
+def test_a_query_that_is_no_utf_8_is_refused(port: int) -> None:
+    """Found by fuzzing: it ended in 500. The server refuses others by itself."""
+    answer = sent(port, request("//?since=\xd0", f"Authorization: Bearer {TOKEN}"))
+    assert code(answer) == 400 and b"no UTF-8" in answer
+
+
 @pytest.mark.parametrize(
     "raw",
     [
