@@ -298,9 +298,9 @@ class Slow:
         self.spent_s += self._window_s
         return WindowScore(window.start_sample, window.end_sample, channels[:, None], channels, 0.0)
 
-    def explain(self, window: Window, channel: int) -> dict[str, tuple[Array, Array]]:
+    def explain(self, windows: Sequence[Window], channel: int) -> list[dict[str, tuple[Array, Array]]]:
         """Nothing."""
-        return {}
+        return []
 
 
 def slow(window_s: float) -> Callable[[Path], list[Finding]]:

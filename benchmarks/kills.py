@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -79,7 +79,7 @@ class Ensemble:
         self.bundle = Bundle(
             name="energy",
             folder=Path("energy"),
-            backbones={"energy": BackboneFile("energy", "energy.tflite", 4, end)},
+            backbones={"energy": BackboneFile("energy", "energy.tflite", "energy-explain.tflite", 4, end)},
             members=("energy",),
             vote=("energy",),
             hop_s=0.48,
@@ -96,7 +96,7 @@ class Ensemble:
         scores = np.asarray(level / (level + 0.5), np.float32)
         return WindowScore(window.start_sample, window.end_sample, scores[:, None], scores, float(scores.max()))
 
-    def explain(self, window: Window, channel: int) -> Mapping[str, Any]:
+    def explain(self, windows: Sequence[Window], channel: int) -> list[Any]:
         """Nobody asks: there are no snapshots."""
         raise NotImplementedError
 

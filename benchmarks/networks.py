@@ -42,7 +42,7 @@ LOSS = 0.002
 @click.command()
 @click.option("--bundle", "bundles", multiple=True, type=FOLDER, help="Beside the shipped one.")
 @click.option("--run", "runs", multiple=True, type=FOLDER, help="Folder of a training run with deploy/models.")
-@click.option("--models", type=click.Path(path_type=Path), help="Folder of NAME-VARIANT.tflite; it may be missing.")
+@click.option("--models", type=click.Path(path_type=Path), help="Folder of NAME-features-VARIANT.tflite, if any.")
 @click.option("--windows", type=click.IntRange(1), default=20, show_default=True, help="Windows that are timed.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Also write the figures here.")
 def main(
@@ -59,27 +59,28 @@ def main(
 
 
 def newest(folder: Path) -> list[tuple[str, str, Path]]:
-    """Name, variant and file of each model NAME-VARIANT[-DIGEST].tflite, the newest of each."""
-    found: dict[tuple[str, str], Path] = {}
-    for path in sorted(folder.glob("*.tflite"), key=lambda one: one.stat().st_mtime):
-        name, variant = path.stem.split("-")[:2]
-        found[name, variant] = path
-    return [(name, variant, path) for (name, variant), path in sorted(found.items())]
+    """Name, variant and file of each model NAME-SIGNATURE-VARIANT[-DIGEST].tflite, the newest of each."""
+    found: dict[tuple[str, str, str], Path] = {}
+    for path in sorted(folder.glob("*-*-*.tflite"), key=lambda one: one.stat().st_mtime):
+        name, signature, variant = path.stem.split("-")[:3]
+        found[name, variant, signature] = path
+    return [(name, variant, path) for (name, variant, _), path in sorted(found.items(), key=lambda one: one[0][:2])]
 
 
 def of_bundle(folder: Path, windows: int) -> Iterator[Figure]:
     """Figures of a bundle's networks and heads."""
     bundle = load_bundle(folder)
     for entry in bundle.backbones.values():
-        yield from of_file(f"{bundle.name}: {entry.name}", folder / entry.file, windows)
+        for file in entry.files:
+            yield from of_file(f"{bundle.name}: {entry.name}", folder / file, windows)
     heads = timed(folder / bundle.manifest["heads"]["file"], "score", 1, windows)
     yield Figure(f"{bundle.name}: mask, a channel's window", heads["processor_ms"], "ms", most=MASK_MS)
 
 
 def of_file(name: str, path: Path, windows: int) -> Iterator[Figure]:
-    """Figures of one backbone's file."""
+    """Figures of one of a backbone's files."""
     asked = multiply_adds(path)
-    for threads in THREADS:
+    for threads in THREADS if "features" in asked else ():
         found = timed(path, "features", threads, windows)
         told = f"{found['wall_ms']:.2f} ms by the clock"
         if threads == 1:
@@ -88,8 +89,9 @@ def of_file(name: str, path: Path, windows: int) -> Iterator[Figure]:
         yield Figure(f"{name}: features, threads {threads}", found["processor_ms"], "ms", note=told)
     if "explain" in asked:
         found = timed(path, "explain", 1, windows)
-        most = MAP_MS if "vggish" in path.stem and asked["features"]["int8"] else None
-        told = least(asked["explain"], found)
+        most = MAP_MS if "vggish" in path.stem and asked["explain"]["int8"] else None
+        told = f"{least(asked['explain'], found)}; {path.stat().st_size / 1e6:.1f} MB, in memory with the interpreter "
+        told += f"{found['peak_mb']:.0f} MB, which is prepared in {found['prepared_ms']:.0f} ms"
         yield Figure(f"{name}: relevance map", found["processor_ms"], "ms", most=most, note=told)
 
 
@@ -111,7 +113,9 @@ def timed(path: Path, signature: str, threads: int, windows: int) -> dict[str, f
 
 def clock(path: Path, signature: str, threads: int, windows: int) -> dict[str, float]:
     """The same, in this process."""
+    began_s = time.perf_counter()
     model = Model(path, threads)
+    prepared_ms = 1000 * (time.perf_counter() - began_s)
     noise = np.random.default_rng(0)
     runner = model._runner(signature)
     inputs = {
@@ -127,7 +131,7 @@ def clock(path: Path, signature: str, threads: int, windows: int) -> dict[str, f
         wall.append(1000 * (time.perf_counter() - began_s))
         processor.append(1000 * (time.process_time() - began_processor_s))
     medians = {"wall_ms": statistics.median(wall), "processor_ms": statistics.median(processor)}
-    return {**medians, "peak_mb": now()["peak_mb"]}
+    return {**medians, "prepared_ms": prepared_ms, "peak_mb": now()["peak_mb"]}
 
 
 def losses(file: Path) -> Iterator[Figure]:

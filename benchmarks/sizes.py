@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from orcawatch.backbone import load_backbone
-from orcawatch.deploy.export import export_backbone
+from orcawatch.deploy.export import export_features
 from orcawatch.folding import fold
 from orcawatch.spectrogram import LinearPower
 
@@ -27,14 +27,14 @@ QUANTIZATION = "dynamic"
 @click.option("--size", "sizes", type=click.IntRange(75), multiple=True, default=(139, 299))
 @click.option("--backbone", "names", multiple=True, default=("inception_v3",), show_default=True)
 def main(folder: Path, sizes: tuple[int, ...], names: tuple[str, ...]) -> None:
-    """Write NAME at SIZE-dynamic.tflite for each."""
+    """Write NAME at SIZE-features-dynamic.tflite for each."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         for size in sizes:
-            path = folder / f"{name} at {size}-{QUANTIZATION}.tflite"
+            path = folder / f"{name} at {size}-features-{QUANTIZATION}.tflite"
             if not path.exists():
                 model = fold(load_backbone(name, LinearPower(size=size)).build_keras())
-                path.write_bytes(export_backbone(model, QUANTIZATION))
+                path.write_bytes(export_features(model, QUANTIZATION))
                 print(path, flush=True)
 
 

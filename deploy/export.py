@@ -1,4 +1,4 @@
-"""Export to TFLite: a backbone with its relevance pass, and the heads with their masks inside."""
+"""Export to TFLite: a backbone, its relevance pass, and the heads with their masks inside."""
 
 from __future__ import annotations
 
@@ -20,13 +20,10 @@ Array = NDArray[np.float32]
 Signatures = Mapping[str, tuple[Any, list[Any]]]
 
 
-def export_backbone(model: Any, quantization: str = "dynamic", representative: Array | None = None) -> bytes:
-    """TFLite file of a backbone; inputs and outputs are float32 in every variant.
+def export_features(model: Any, quantization: str = "dynamic", representative: Array | None = None) -> bytes:
+    """TFLite file of a backbone; input and output are float32 in every variant.
 
     `features`: spectrogram (1, height, width, planes) -> features (1, size).
-    `explain`: spectrogram, relevance of the features (1, size) -> map (1, height, width, planes), deep Taylor with
-    the conserving rule for average pooling; only where `EXPLAINED_BY` says that the file explains itself. The two
-    signatures share their weights.
 
     Parameters
     ----------
@@ -41,21 +38,39 @@ def export_backbone(model: Any, quantization: str = "dynamic", representative: A
     InputError : unknown quantization, or `int8` without representative spectrograms.
     """
     check_quantization(quantization)
-    shape, size = [1, *model.input_shape[1:]], model.output_shape[-1]
-    spectrogram = tf.TensorSpec(shape, tf.float32, "spectrogram")
-    relevance = tf.TensorSpec([1, size], tf.float32, "relevance")
 
     def features(spectrogram: Any) -> dict[str, Any]:
         return {"features": model(spectrogram)}
 
+    examples = None if representative is None else representative.reshape(-1, 1, *model.input_shape[1:])
+    return _convert(model, {"features": (features, [_spectrogram(model)])}, quantization, examples)
+
+
+def export_relevance(model: Any, quantization: str = "dynamic") -> bytes:
+    """TFLite file of a backbone's relevance pass, in a variant of `EXPLAINED_BY`.
+
+    `explain`: spectrogram, relevance of the features (1, size) -> map (1, height, width, planes), deep Taylor with
+    the conserving rule for average pooling.
+
+    It is a file of its own, since an interpreter prepares the weights of all signatures of a file, and those of this
+    pass take ten times the memory of the features (Inception-ResNet V2: 740 and 60 MB).
+
+    Raises
+    ------
+    InputError : no variant of the relevance pass.
+    """
+    if quantization not in EXPLAINED_BY.values():
+        raise InputError(f"relevance is passed in one of {sorted(set(EXPLAINED_BY.values()))}, not {quantization!r}")
+    relevance = tf.TensorSpec([1, model.output_shape[-1]], tf.float32, "relevance")
+
     def explain(spectrogram: Any, relevance: Any) -> dict[str, Any]:
         return {"map": backbone_relevance(model, spectrogram, relevance)}
 
-    signatures: dict[str, tuple[Any, list[Any]]] = {"features": (features, [spectrogram])}
-    if EXPLAINED_BY[quantization] == quantization:
-        signatures["explain"] = (explain, [spectrogram, relevance])
-    examples = None if representative is None else representative.reshape(-1, *shape)
-    return _convert(model, signatures, quantization, examples)
+    return _convert(model, {"explain": (explain, [_spectrogram(model), relevance])}, quantization)
+
+
+def _spectrogram(model: Any) -> Any:
+    return tf.TensorSpec([1, *model.input_shape[1:]], tf.float32, "spectrogram")
 
 
 def export_heads(

@@ -68,9 +68,11 @@ class Noted:
         fused = fuse_channels(channels, self.bundle.channel_fusion)
         return WindowScore(window.start_sample, window.end_sample, self.members[-1][None], channels, fused)
 
-    def explain(self, window: Window, channel: int) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    def explain(
+        self, windows: Sequence[Window], channel: int
+    ) -> list[dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]]:
         """As the ensemble's."""
-        return self._ensemble.explain(window, channel)
+        return self._ensemble.explain(windows, channel)
 
 
 def add_gate(

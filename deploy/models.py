@@ -1,7 +1,7 @@
 """A run's exported backbones, kept in `RUN/deploy/models`: converted once, whole or absent.
 
-A file is named by backbone, variant and the digest of all that decides its content: the trained weights, the front
-end, the representative spectrograms where the variant looks at them, this project's code of it, and TensorFlow's
+A file is named by backbone, signature, variant and the digest of all that decides its content: the trained weights, the
+front end, the representative spectrograms where the variant looks at them, this project's code of it, and TensorFlow's
 version. A file whose name fits is taken as it is.
 """
 
@@ -33,20 +33,20 @@ class Exported:
     Attributes
     ----------
     features : with the signature `features`.
-    explain : the file with `explain`, where that is another; its variant is `explained_by`.
+    explain : with the signature `explain`; its variant is `explained_by`.
     quantization : of the features.
     explained_by : variant of the relevance pass.
     """
 
     features: Path
-    explain: Path | None
+    explain: Path
     quantization: str
     explained_by: str
 
     @property
     def files(self) -> list[Path]:
         """All of them."""
-        return [self.features] if self.explain is None else [self.features, self.explain]
+        return [self.features, self.explain]
 
     @property
     def bytes(self) -> int:
@@ -56,7 +56,7 @@ class Exported:
     def open(self, run: Run, backbone: str, threads: int = 1) -> EdgeBackbone:
         """The backbone as the edge runs it."""
         size = int(run.backbones[backbone]["feature_size"])
-        return EdgeBackbone(self.features, run.front_end(backbone), size, threads, self.explain)
+        return EdgeBackbone(self.features, self.explain, run.front_end(backbone), size, threads)
 
 
 def exported(run: Run, backbone: str, quantization: str) -> Exported:
@@ -68,15 +68,15 @@ def exported(run: Run, backbone: str, quantization: str) -> Exported:
     OrcawatchError : the disk refuses.
     """
     explained_by = EXPLAINED_BY[check_quantization(quantization)]
-    features = _file(run, backbone, quantization)
-    explain = None if explained_by == quantization else _file(run, backbone, explained_by)
-    return Exported(features, explain, quantization, explained_by)
+    files = (_file(run, backbone, *one) for one in (("features", quantization), ("explain", explained_by)))
+    return Exported(*files, quantization, explained_by)
 
 
-def _file(run: Run, backbone: str, quantization: str) -> Path:
-    path = models_folder(run) / f"{backbone}-{quantization}-{export_digest(run, backbone, quantization)}.tflite"
+def _file(run: Run, backbone: str, signature: str, quantization: str) -> Path:
+    digest = export_digest(run, backbone, quantization)
+    path = models_folder(run) / f"{backbone}-{signature}-{quantization}-{digest}.tflite"
     if not path.is_file():
-        store(path, _convert(run, backbone, quantization))
+        store(path, _convert(run, backbone, signature, quantization))
     return path
 
 
@@ -95,13 +95,15 @@ def store(path: Path, content: bytes) -> None:
         raise OrcawatchError(f"{path} ({needed}) could not be written: {fault}; make room and run again") from fault
 
 
-def _convert(run: Run, backbone: str, quantization: str) -> bytes:
+def _convert(run: Run, backbone: str, signature: str, quantization: str) -> bytes:
     from tensorflow.keras import backend
 
-    from .export import export_backbone
+    from .export import export_features, export_relevance
 
     try:
-        return export_backbone(network(run, backbone), quantization, representative(run, backbone))
+        if signature == "explain":
+            return export_relevance(network(run, backbone), quantization)
+        return export_features(network(run, backbone), quantization, representative(run, backbone))
     finally:
         backend.clear_session()
         gc.collect()

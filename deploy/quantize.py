@@ -4,9 +4,9 @@
 
 - `selection`: SHA-256 of the `result/selection.json` that it was made for.
 - `runtime`, `machine`, `threads` (1), `windows` and `clips` (of the devel split), `timed_windows`.
-- `backbones`: by name `feature_size`, `input_shape`, `variants`: by variant `files` (bytes by kind: `features`, and
-  `explain` where that is a file of its own), `bytes` (all files), `explained_by` (variant of the relevance pass),
-  `features_ms` and `explain_ms` (median processor time per window, so that a busy machine does not count), `snr_db`
+- `backbones`: by name `feature_size`, `input_shape`, `variants`: by variant `files` (bytes of `features` and
+  `explain`), `bytes` (both), `explained_by` (variant of the relevance pass), `features_ms` and `explain_ms` (median
+  processor time per window, so that a busy machine does not count; without the preparation of the file), `snr_db`
   (features' signal-to-quantization-noise ratio over all devel windows, the float32 file's features taken as exact; null
   for float32), `mask_bits_flipped` (share of the bits of the negative mask that differ from float32's; null where the
   backbone has no negative member).
@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import sha256
-from ..interpreter import runtime_name
+from ..interpreter import Model, runtime_name
 from ..metrics import auc_interval, clip_means, paired_differences
 from .models import Exported, export_digest, exported, store
 from .run import Array, Run, heads, needed_backbones
@@ -114,13 +114,12 @@ def _measure(run: Run, backbone: str, files: Exported, timed_windows: int, progr
     spectrograms, edge = run.spectrograms(backbone), files.open(run, backbone)
     features = np.stack([edge.features(np.array(one)) for one in progress(spectrograms)])
     chosen = np.linspace(0, len(features) - 1, min(timed_windows, len(features))).astype(int)
-    timed = [(np.array(spectrograms[k]), features[k]) for k in chosen]
-    return {
-        "features": features,
-        "features_ms": median_ms([partial(edge.features, spectrogram) for spectrogram, _ in timed]),
-        "explain_ms": median_ms([partial(edge.explain, *pair) for pair in timed]),
-        "timed_windows": len(timed),
-    }
+    timed = [np.array(spectrograms[k]) for k in chosen]
+    features_ms = median_ms([partial(edge.features, spectrogram) for spectrogram in timed])
+    explainer, shape = Model(files.explain), (1, *edge.front_end.shape)
+    pairs = [{"spectrogram": one.reshape(shape), "relevance": features[k][None]} for k, one in zip(chosen, timed)]
+    explain_ms = median_ms([partial(explainer.call, "explain", pair) for pair in pairs])
+    return {"features": features, "features_ms": features_ms, "explain_ms": explain_ms, "timed_windows": len(timed)}
 
 
 def median_ms(calls: Sequence[Callable[[], Any]]) -> float:

@@ -48,10 +48,9 @@ def _backbones(found: Mapping[str, Any]) -> str:
 
 
 def _variant(one: Mapping[str, Any]) -> list[str]:
-    apart = one["files"].get("explain")
     return [
         f"{one['bytes'] / 1e6:.1f}",
-        "in one file" if apart is None else f"{apart / 1e6:.1f} ({one['explained_by']})",
+        f"{one['files']['explain'] / 1e6:.1f} ({one['explained_by']})",
         f"{one['features_ms']:.1f}",
         f"{one['explain_ms']:.0f}",
         "" if one["snr_db"] is None else f"{one['snr_db']:.1f}",

@@ -6,8 +6,8 @@ from ..errors import InputError
 
 # int16x8 is left out: it has no fast kernels.
 QUANTIZATIONS = ("float32", "float16", "dynamic", "int8")
-# Whose file explains a backbone. float16 with two signatures has crashed tflite-runtime 2.14.0, and relevance in 8-bit
-# arithmetic is too coarse, so both take the relevance pass of the dynamic-range file.
+# In which variant a backbone's relevance is passed: in 8-bit arithmetic it is too coarse, and float16 weights make the
+# file twice as large as the dynamic-range ones, for nothing.
 EXPLAINED_BY = {"float32": "float32", "float16": "dynamic", "dynamic": "dynamic", "int8": "dynamic"}
 
 

@@ -109,7 +109,7 @@ def main(folder: Path) -> int:
         ends = {name: entry.front_end for name, entry in ensemble.bundle.backbones.items()}
         rows = {name: noise.random((1, end.frames, bands(end)), np.float32) for name, end in ends.items()}
         ensemble.score(Window(0, 0, rows))
-        ensemble.explain(Window(0, 0, rows), 0)
+        ensemble.explain([Window(0, 0, rows)], 0)
     except OrcawatchError as fault:
         print(fault, file=sys.stderr)
         return fault.exit_code

@@ -6,13 +6,16 @@ anyone's. `orcawatch.testing.check_backbone` is the conformance kit.
 
 from __future__ import annotations
 
+import os
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
+from .errors import BundleError, InputError
 from .interpreter import Model
 from .plugin import entry_points
 from .spectrogram import FrontEnd
@@ -74,18 +77,21 @@ def load_backbone(name: str, front_end: FrontEnd | None = None) -> Backbone:
 
 
 class EdgeBackbone:
-    """A backbone's exported form: features and relevance maps from one TFLite file, or from one each.
+    """A backbone's exported form: features from one TFLite file, relevance maps from another.
 
     Signatures: `features(spectrogram) -> features`; `explain(spectrogram, relevance) -> map`, with
     spectrogram (1, *shape), features and relevance (1, feature_size), map (1, *shape).
 
+    The file with `explain` is looked at when this is made, and prepared only while something is explained: that takes
+    ten times the memory of the features. It is held open, so that a bundle that is removed meanwhile can be explained.
+
     Parameters
     ----------
-    path : the file with `features`, and `explain` where `explain_path` is None.
+    path : the file with `features`.
+    explain_path : the file with `explain`.
     front_end : whose spectrograms it takes.
     feature_size : length of its feature vector.
     threads : processor threads of the interpreter.
-    explain_path : the file with `explain`, where that is another.
 
     Raises
     ------
@@ -93,26 +99,54 @@ class EdgeBackbone:
     """
 
     def __init__(
-        self, path: Path, front_end: FrontEnd, feature_size: int, threads: int = 1, explain_path: Path | None = None
+        self, path: Path, explain_path: Path, front_end: FrontEnd, feature_size: int, threads: int = 1
     ) -> None:
         self.front_end = front_end
+        self._threads = threads
         self._model = Model(path, threads)
-        self._explainer = self._model if explain_path is None else Model(explain_path, threads)
+        self._explain_path = explain_path
+        self._handle = _opened(explain_path)
+        weakref.finalize(self, os.close, self._handle)
         spectrogram, features = (1, *front_end.shape), (1, feature_size)
         self._model.require("features", {"spectrogram": spectrogram}, {"features": features})
-        self._explainer.require("explain", {"relevance": features, "spectrogram": spectrogram}, {"map": spectrogram})
+        explainer = Model(explain_path, threads, self._handle, prepared=False)
+        explainer.require("explain", {"relevance": features, "spectrogram": spectrogram}, {"map": spectrogram})
 
     def features(self, spectrogram: Array) -> Array:
         """Pooled features of one spectrogram (height, width): float32, shape (feature_size,)."""
         batch = spectrogram.reshape(1, *self.front_end.shape)
         return np.asarray(self._model.call("features", {"spectrogram": batch})["features"][0])
 
-    def explain(self, spectrogram: Array, relevance: Array) -> Array:
-        """Relevance of the features spread over the window's rows: float32, shape (frames, bands).
+    def explain(self, spectrograms: Sequence[Array], relevance: Sequence[Array]) -> list[Array]:
+        """Relevance of the features of windows, (feature_size,) each, spread over their rows.
 
         The planes of one cell are added, and where the front end stretches time, relevance goes back to the rows
         that it came from, so that the map's sum is kept.
+
+        Returns
+        -------
+        By window, float32, shape (frames, bands); zeros where a window's features have no relevance.
+
+        Raises
+        ------
+        BundleError : there is no memory to prepare the file, or the disk does not give it.
         """
-        inputs = {"spectrogram": spectrogram.reshape(1, *self.front_end.shape), "relevance": relevance[None]}
-        found = self._explainer.call("explain", inputs)["map"][0].sum(axis=-1)
-        return np.asarray(self.front_end.to_rows(found), np.float32)
+        front_end, prepared = self.front_end, None
+        maps = [np.zeros((front_end.frames, front_end.shape[1]), np.float32) for _ in spectrograms]
+        try:
+            for k in (k for k, part in enumerate(relevance) if part.any()):
+                prepared = prepared or Model(self._explain_path, self._threads, self._handle)
+                inputs = {"spectrogram": spectrograms[k].reshape(1, *front_end.shape), "relevance": relevance[k][None]}
+                found = prepared.call("explain", inputs)["map"][0].sum(axis=-1)
+                maps[k] = np.asarray(front_end.to_rows(found), np.float32)
+        finally:
+            if prepared is not None:
+                prepared.close()
+        return maps
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as fault:
+        raise BundleError(f"{path} cannot be read: {fault.strerror}; copy the bundle again") from fault

@@ -36,23 +36,22 @@ class BackboneFile:
     Attributes
     ----------
     name : of the plugin.
-    file : with the signature `features`, and `explain` where there is no `explain_file`.
+    file : with the signature `features`.
+    explain_file : with the signature `explain`.
     feature_size : length of its feature vector.
     front_end : what makes its spectrograms.
-    explain_file : the file with the signature `explain` where that is another: the relevance pass stays float where
-        the features are in 8-bit arithmetic.
     """
 
     name: str
     file: str
+    explain_file: str
     feature_size: int
     front_end: FrontEnd
-    explain_file: str | None = None
 
     @property
     def files(self) -> list[str]:
         """Names of its files."""
-        return [self.file] if self.explain_file is None else [self.file, self.explain_file]
+        return [self.file, self.explain_file]
 
 
 @dataclass(frozen=True)
@@ -172,9 +171,9 @@ def _bundle(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
         entry["name"]: BackboneFile(
             entry["name"],
             entry["file"],
+            entry["explain_file"],
             int(entry["feature_size"]),
             _front_end(entry["front_end"]),
-            entry.get("explain_file"),
         )
         for entry in manifest["backbones"]
     }

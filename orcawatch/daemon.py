@@ -88,9 +88,9 @@ class Shared:
         self._on_score(time.perf_counter() - began_s)
         return score
 
-    def explain(self, window: Window, channel: int) -> dict[str, tuple[Array, Array]]:
+    def explain(self, windows: Sequence[Window], channel: int) -> list[dict[str, tuple[Array, Array]]]:
         """As the ensemble's."""
-        return self._ensemble.explain(window, channel)
+        return self._ensemble.explain(windows, channel)
 
 
 class Upkeep:

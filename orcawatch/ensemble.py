@@ -82,10 +82,10 @@ class Ensemble:
         self._backbones = {
             name: EdgeBackbone(
                 bundle.folder / entry.file,
+                bundle.folder / entry.explain_file,
                 entry.front_end,
                 entry.feature_size,
                 threads,
-                None if entry.explain_file is None else bundle.folder / entry.explain_file,
             )
             for name, entry in bundle.backbones.items()
         }
@@ -164,31 +164,27 @@ class Ensemble:
         scores[[not set(self.bundle.backbones_of([name])) <= set(needed) for name in self.bundle.members]] = np.nan
         return scores
 
-    def explain(self, window: Window, channel: int) -> dict[str, tuple[Array, Array]]:
-        """What each backbone heard on one channel, and what of it speaks for the vote's `orca` confidence.
+    def explain(self, windows: Sequence[Window], channel: int) -> list[dict[str, tuple[Array, Array]]]:
+        """What each backbone heard of windows on one channel, and what of it speaks for the vote's `orca` confidence.
 
         Deep Taylor through the whole networks (paper section 2.3): one pass gives the heads' relevance of every
-        feature, averaged over the vote's members; one pass for each backbone that has some spreads it.
+        feature, averaged over the vote's members; one pass for each backbone that has some spreads it. One backbone
+        after the other is prepared for that, since that takes memory.
 
         Returns
         -------
-        By backbone, in the bundle's order: the window's rows and their relevance, both float32 (frames, bands). The
-        relevance of all backbones together adds up to the channel's score; a backbone that nothing of the vote listens
-        to, or where nothing speaks for orca, has zeros.
+        For each window, by backbone, in the bundle's order: the window's rows and their relevance, both float32
+        (frames, bands). The relevance of all backbones together adds up to the channel's score; a backbone that nothing
+        of the vote listens to, or where nothing speaks for orca, has zeros.
         """
-        heard = Heard(self._backbones, {name: found[channel] for name, found in window.rows.items()})
-        relevance = self._heads.call("explain", self._all(heard))
-        return {
-            name: (window.rows[name][channel], self._spread(name, heard.spectrogram(name), relevance[name][0]))
-            for name in self._backbones
+        rows = [{name: found[channel] for name, found in window.rows.items()} for window in windows]
+        heard = [Heard(self._backbones, one) for one in rows]
+        relevance = [self._heads.call("explain", self._all(one)) for one in heard]
+        maps = {
+            name: backbone.explain([one.spectrogram(name) for one in heard], [one[name][0] for one in relevance])
+            for name, backbone in self._backbones.items()
         }
+        return [{name: (one[name], maps[name][k]) for name in self._backbones} for k, one in enumerate(rows)]
 
     def _all(self, heard: Heard) -> dict[str, Array]:
         return heard.features(tuple(self._backbones))
-
-    def _spread(self, name: str, spectrogram: Array, relevance: Array) -> Array:
-        """Relevance of a backbone's features on its window's rows."""
-        if not relevance.any():
-            front_end = self.bundle.backbones[name].front_end
-            return np.zeros((front_end.frames, front_end.shape[1]), np.float32)
-        return self._backbones[name].explain(spectrogram, relevance)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -16,6 +18,7 @@ from .errors import BundleError, OrcawatchError
 Array = NDArray[np.float32]
 Shapes = dict[str, tuple[int, ...]]
 
+DESCRIPTORS = Path("/dev/fd")
 # TensorFlow's own comes last: it serves the training environment, which has no other.
 RUNTIMES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter", "tensorflow.lite.python.interpreter")
 
@@ -54,6 +57,8 @@ class Model:
     ----------
     path : the .tflite file.
     threads : processor threads of the interpreter, at least 1.
+    handle : an open descriptor of the file, which is read then even where the file has been removed.
+    prepared : whether it is to run; else its signatures can be looked at only, and its weights take no memory.
 
     Raises
     ------
@@ -61,14 +66,15 @@ class Model:
         signatures where the interpreter is not ai-edge-litert.
     """
 
-    def __init__(self, path: Path, threads: int = 1) -> None:
+    def __init__(self, path: Path, threads: int = 1, handle: int | None = None, prepared: bool = True) -> None:
         self._path = path
         self._lock = Lock()
+        place = str(path) if handle is None or not DESCRIPTORS.is_dir() else str(DESCRIPTORS / str(handle))
         try:
-            self._interpreter = runtime().Interpreter(model_path=str(path), num_threads=threads)
+            self._interpreter = runtime().Interpreter(model_path=place, num_threads=threads)
             self._refuse_shared_float16()
-            # Before any signature runner: without it tflite-runtime does not use its fast kernels.
-            self._interpreter.allocate_tensors()
+            if prepared:  # before any signature runner: without it tflite-runtime does not use its fast kernels
+                self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as fault:
             raise BundleError(f"{path} is not a TFLite model that this interpreter can read: {fault}") from fault
         self._runners: dict[str, Any] = {}
@@ -83,6 +89,14 @@ class Model:
         """Run one signature on float32 arrays by name; the arrays returned are copies."""
         with self._lock:
             return {name: np.array(result) for name, result in self._runner(signature)(**inputs).items()}
+
+    def close(self) -> None:
+        """Let the model go, and give its memory back to the system; it cannot be called any more."""
+        with self._lock:
+            self._runners.clear()
+            del self._interpreter
+        with suppress(OSError, TypeError, AttributeError):  # only glibc keeps what was freed
+            ctypes.CDLL(None).malloc_trim(0)
 
     def require(self, signature: str, inputs: Shapes, outputs: Shapes) -> None:
         """Check a signature's shapes, since an interpreter bends the model to whatever input comes.

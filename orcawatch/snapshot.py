@@ -92,7 +92,8 @@ def explain_audio(ensemble: Scorer, samples_mono: Array, rate_hz: int) -> Explan
     AudioError : not one frame fits into the audio, or the rate is too low for the front end.
     """
     rows = _rows_by_backbone(ensemble.bundle, samples_mono, rate_hz)
-    explained = [(start, ensemble.explain(window, 0)) for start, window in _windows(ensemble.bundle, rows)]
+    starts, windows = zip(*_windows(ensemble.bundle, rows))
+    explained = list(zip(starts, ensemble.explain(windows, 0)))
     return Explanation(
         maps=tuple(
             _map(name, ensemble.bundle.backbones[name].front_end, found[:, 0], explained)

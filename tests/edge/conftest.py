@@ -27,7 +27,8 @@ class FakeEnsemble:
 
     def __init__(self, front_ends: Sequence[FrontEnd] = (LogMel(),), **changes: object) -> None:
         backbones = {
-            f"fake{index}": BackboneFile(f"fake{index}", "fake.tflite", 4, end) for index, end in enumerate(front_ends)
+            f"fake{index}": BackboneFile(f"fake{index}", "fake.tflite", "fake-explain.tflite", 4, end)
+            for index, end in enumerate(front_ends)
         }
         settings: dict[str, object] = {
             "name": "fake",
@@ -54,9 +55,12 @@ class FakeEnsemble:
         score = fuse_channels(channels, self.bundle.channel_fusion)
         return WindowScore(window.start_sample, window.end_sample, members, channels, score)
 
-    def explain(self, window: Window, channel: int) -> dict[str, tuple[Array, Array]]:
-        rows = {name: found[channel] for name, found in window.rows.items()}
-        return {name: (found, np.asarray(found * self._band(name), np.float32)) for name, found in rows.items()}
+    def explain(self, windows: Sequence[Window], channel: int) -> list[dict[str, tuple[Array, Array]]]:
+        rows = [{name: found[channel] for name, found in window.rows.items()} for window in windows]
+        return [
+            {name: (found, np.asarray(found * self._band(name), np.float32)) for name, found in one.items()}
+            for one in rows
+        ]
 
     def _band(self, name: str) -> Array:
         frequencies_hz = self.bundle.backbones[name].front_end.frequencies_hz

@@ -10,11 +10,22 @@ from orcawatch.bundle import SHIPPED, load_bundle, manifest_digest, write_bundle
 from orcawatch.errors import BundleError, OrcawatchError
 from orcawatch.spectrogram import LogMel
 
-FILES = {"vggish.tflite": b"backbone", "heads.tflite": b"heads", "model-card.md": b"# card\n"}
+FILES = {
+    "vggish.tflite": b"backbone",
+    "vggish-explain.tflite": b"relevance",
+    "heads.tflite": b"heads",
+    "model-card.md": b"# card\n",
+}
 
 
 def manifest(**changes: Any) -> dict[str, Any]:
-    backbone = {"name": "vggish", "file": "vggish.tflite", "feature_size": 512, "front_end": LogMel().to_dict()}
+    backbone = {
+        "name": "vggish",
+        "file": "vggish.tflite",
+        "explain_file": "vggish-explain.tflite",
+        "feature_size": 512,
+        "front_end": LogMel().to_dict(),
+    }
     return {
         "name": "small",
         "backbones": [backbone],
@@ -81,10 +92,10 @@ def test_flipped_byte_in_the_manifest_is_refused(folder: Path) -> None:
         ({"heads": {"file": "elsewhere.tflite"}}, "hash is not listed"),
         ({"files": {}}, "names no files"),
         (
-            {"files": {"../outside": "0", "vggish.tflite": "0", "heads.tflite": "0", "model-card.md": "0"}},
+            {"files": {"../outside": "0", **dict.fromkeys(FILES, "0")}},
             "lacks ../outside",
         ),
-        ({"backbones": [{"name": "v", "file": "vggish.tflite", "feature_size": 1, "front_end": {"kind": "x"}}]}, "x"),
+        ({"backbones": [{**manifest()["backbones"][0], "front_end": {"kind": "x"}}]}, "'x'"),
     ],
 )
 def test_unfit_manifest_is_refused(folder: Path, changes: dict[str, Any], words: str) -> None:
@@ -121,23 +132,15 @@ def test_full_disk_leaves_nothing_under_the_bundles_name(tmp_path: Path, no_room
     assert load_bundle(tmp_path / "bundle").name == "small"
 
 
-def with_explain_file() -> dict[str, Any]:
-    backbone = {**manifest()["backbones"][0], "explain_file": "vggish-explain.tflite"}
-    return manifest(backbones=[backbone])
-
-
-def test_a_backbone_may_be_two_files(tmp_path: Path, folder: Path) -> None:
-    write_bundle(tmp_path / "two", with_explain_file(), {**FILES, "vggish-explain.tflite": b"relevance"})
-    found = load_bundle(tmp_path / "two").backbones["vggish"]
-    assert (found.explain_file, found.files) == ("vggish-explain.tflite", ["vggish.tflite", "vggish-explain.tflite"])
-    alone = load_bundle(folder).backbones["vggish"]
-    assert (alone.explain_file, alone.files) == (None, ["vggish.tflite"])
-
-
-def test_an_explain_file_without_a_hash_is_refused(tmp_path: Path) -> None:
-    write_bundle(tmp_path / "two", with_explain_file(), FILES)
+def test_an_explain_file_that_is_not_named_or_has_no_hash_is_refused(tmp_path: Path) -> None:
+    files = {name: content for name, content in FILES.items() if name != "vggish-explain.tflite"}
+    write_bundle(tmp_path / "without hash", manifest(), files)
     with pytest.raises(BundleError, match=r"vggish-explain\.tflite is used but its hash is not listed"):
-        load_bundle(tmp_path / "two")
+        load_bundle(tmp_path / "without hash")
+    entry = {key: value for key, value in manifest()["backbones"][0].items() if key != "explain_file"}
+    write_bundle(tmp_path / "older", manifest(backbones=[entry]), files)
+    with pytest.raises(BundleError, match="lacks or garbles 'explain_file'"):
+        load_bundle(tmp_path / "older")
 
 
 def test_shipped_bundle_is_whole_and_small() -> None:

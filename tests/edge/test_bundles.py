@@ -37,11 +37,22 @@ from orcawatch.shelf import Shelf
 from orcawatch.spectrogram import LogMel
 from orcawatch.store import Store
 
-FILES = {"vggish.tflite": b"backbone", "heads.tflite": b"heads", "model-card.md": b"# card\n"}
+FILES = {
+    "vggish.tflite": b"backbone",
+    "vggish-explain.tflite": b"relevance",
+    "heads.tflite": b"heads",
+    "model-card.md": b"# card\n",
+}
 
 
 def make(folder: Path, name: str) -> Path:
-    backbone = {"name": "vggish", "file": "vggish.tflite", "feature_size": 512, "front_end": LogMel().to_dict()}
+    backbone = {
+        "name": "vggish",
+        "file": "vggish.tflite",
+        "explain_file": "vggish-explain.tflite",
+        "feature_size": 512,
+        "front_end": LogMel().to_dict(),
+    }
     manifest = {
         "name": name,
         "backbones": [backbone],
@@ -180,7 +191,7 @@ def test_what_others_have_put_there_is_left_alone(bundles: dict[str, Path], outp
     for name in "bc":
         place.install(bundles[name])
     assert place.install(place.folder / "mine").name == "a"
-    assert len(list((place.folder / "mine").iterdir())) == len(list((place.folder / "new.partial").iterdir())) == 4
+    assert len(list((place.folder / "mine").iterdir())) == len(list((place.folder / "new.partial").iterdir())) == 5
     assert sum(path.is_dir() and not path.is_symlink() for path in place.folder.iterdir()) == 4
 
 
@@ -676,7 +687,7 @@ def test_commands(bundles: dict[str, Path], tmp_path: Path) -> None:
     shown = orcawatch(tmp_path, "list").stdout
     assert "in force   first-light" in shown and "(installed)" in shown and ": install first-light-" in shown
     assert "the bundle that comes with orcawatch" in orcawatch(tmp_path, "rollback").stdout
-    assert "current    shipped, 18.4 MB" in orcawatch(tmp_path, "list").stdout
+    assert "current    shipped, 22.9 MB" in orcawatch(tmp_path, "list").stdout
     assert orcawatch(tmp_path, "rollback").returncode == 0
     done = orcawatch(tmp_path, "install", str(SHIPPED), "--shadow", "--days", "14")
     assert "scores beside the current bundle until 20" in done.stdout
@@ -712,7 +723,7 @@ def test_model_that_the_interpreter_cannot_run_is_passed_over(
 
         @staticmethod
         def Interpreter(model_path: str, num_threads: int) -> Any:  # noqa: N802
-            return (real.Interpreter if str(SHIPPED) in model_path else Sick)(
+            return (real.Interpreter if str(SHIPPED) in str(Path(model_path).resolve()) else Sick)(
                 model_path=model_path, num_threads=num_threads
             )
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def test_only_the_members_asked_for_vote(ensemble: Ensemble, window: Window) -> 
 
 
 def test_explanation_has_the_spectrograms_shape_and_no_negative_relevance(ensemble: Ensemble, window: Window) -> None:
-    ((name, (rows, relevance)),) = ensemble.explain(window, 1).items()
+    ((name, (rows, relevance)),) = ensemble.explain([window], 1)[0].items()
     assert name == next(iter(ensemble.bundle.backbones))
     assert rows.shape == relevance.shape == (96, 64)
     np.testing.assert_array_equal(rows, window.rows[name][1])
@@ -118,7 +119,7 @@ def test_explanation_has_the_spectrograms_shape_and_no_negative_relevance(ensemb
 def test_relevance_adds_up_to_the_channels_score(ensemble: Ensemble, window: Window) -> None:
     assert len(ensemble.bundle.backbones) == 1
     score = ensemble.score(window).channel_scores[1]
-    ((_, relevance),) = ensemble.explain(window, 1).values()
+    ((_, relevance),) = ensemble.explain([window], 1)[0].values()
     assert relevance.sum() == pytest.approx(score, rel=0.05)
 
 
@@ -133,14 +134,30 @@ class FakeModel:
         return self._answers
 
 
-def test_backbones_without_relevance_cost_no_pass(ensemble: Ensemble, window: Window) -> None:
+def test_backbones_without_relevance_cost_no_pass(
+    ensemble: Ensemble, window: Window, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (name,) = ensemble.bundle.backbones
     silent = copy.copy(ensemble)
     silent._heads = FakeModel({name: np.zeros((1, 128), np.float32)})  # type: ignore[assignment]
-    unused = copy.copy(ensemble._backbones[name])
-    unused._explainer = None  # type: ignore[assignment]
-    silent._backbones = {name: unused}
-    assert not silent.explain(window, 1)[name][1].any()
+    monkeypatch.setattr("orcawatch.backbone.Model", None)
+    assert not silent.explain([window], 1)[0][name][1].any()
+
+
+def test_windows_explained_together_are_explained_as_alone(ensemble: Ensemble, window: Window) -> None:
+    other = Window(5, 6, {name: rows[::-1] for name, rows in window.rows.items()})
+    together = ensemble.explain([window, other], 1)
+    alone = [ensemble.explain([one], 1)[0] for one in (window, other)]
+    for one, same in zip(together, alone):
+        for name in one:
+            np.testing.assert_array_equal(one[name], same[name])
+    assert not np.array_equal(together[0][name][1], together[1][name][1])
+
+
+def test_a_bundle_that_is_removed_while_it_listens_still_explains(window: Window, tmp_path: Path) -> None:
+    ensemble = Ensemble(load_bundle(shutil.copytree(SHIPPED, tmp_path / "bundle")))
+    shutil.rmtree(tmp_path / "bundle")
+    assert ensemble.explain([window], 1)[0]["vggish"][1].any()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import io
 import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,7 +34,10 @@ class FakeEnsemble:
         self.spans: list[tuple[int, int]] = []
         self._silent_below = silent_below
 
-    def explain(self, window: Window, channel: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    def explain(self, windows: Sequence[Window], channel: int) -> list[dict[str, tuple[np.ndarray, np.ndarray]]]:
+        return [self._explained(window, channel) for window in windows]
+
+    def _explained(self, window: Window, channel: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         rows = {name: found[channel] for name, found in window.rows.items()}
         assert rows["fake"].shape == (96, 64)
         self.spans.append((window.start_sample, window.end_sample))

@@ -10,7 +10,7 @@ import tensorflow as tf
 from orcawatch import relevance as rules
 from orcawatch.backbone import EdgeBackbone, load_backbone
 from orcawatch.deploy import export
-from orcawatch.deploy.export import export_backbone, export_heads
+from orcawatch.deploy.export import export_features, export_heads, export_relevance
 from orcawatch.deploy.variants import EXPLAINED_BY, QUANTIZATIONS
 from orcawatch.errors import BundleError, InputError
 from orcawatch.interpreter import Model
@@ -135,18 +135,16 @@ def test_every_variant_gives_the_features_and_their_relevance(quantization: str,
     model = tiny()
     spectrograms = RNG.normal(0, 1, (20, 16, 12)).astype(np.float32)
     features = model(spectrograms[..., None]).numpy()
-    for needed in {quantization, EXPLAINED_BY[quantization]}:
-        (tmp_path / needed).write_bytes(export_backbone(model, needed, spectrograms[:15]))
-    own = EXPLAINED_BY[quantization] == quantization
-    explain_path = None if own else tmp_path / EXPLAINED_BY[quantization]
-    edge = EdgeBackbone(tmp_path / quantization, Grid(), 20, explain_path=explain_path)
-    assert sorted(Model(tmp_path / quantization).signatures) == (["explain", "features"] if own else ["features"])
+    (tmp_path / "features").write_bytes(export_features(model, quantization, spectrograms[:15]))
+    (tmp_path / "explain").write_bytes(export_relevance(model, EXPLAINED_BY[quantization]))
+    edge = EdgeBackbone(tmp_path / "features", tmp_path / "explain", Grid(), 20)
+    assert [list(Model(tmp_path / name).signatures) for name in ("features", "explain")] == [["features"], ["explain"]]
     found = np.stack([edge.features(one) for one in spectrograms[15:]])
     assert found.dtype == np.float32
     noise = np.sum((found - features[15:]) ** 2) / np.sum(features[15:] ** 2)
     assert 10 * np.log10(1 / noise) > snr_db
     expected = rules.backbone_relevance(model, spectrograms[:1, ..., None], features[:1]).numpy()[0, ..., 0]
-    found_map = edge.explain(spectrograms[0], features[0])
+    (found_map,) = edge.explain(spectrograms[:1], features[:1])
     assert found_map.shape == (16, 12)
     assert np.corrcoef(found_map.ravel(), expected.ravel())[0, 1] > 0.99
     assert found_map.sum() == pytest.approx(features[0].sum(), rel=0.02)
@@ -157,11 +155,13 @@ def test_relevance_comes_back_on_the_rows_grid(tmp_path: Path) -> None:
         def to_rows(self, relevance: np.ndarray) -> np.ndarray:
             return relevance[:8] + relevance[8:]
 
-    (tmp_path / "model").write_bytes(export_backbone(tiny(), "float32"))
-    plain, stretched = (EdgeBackbone(tmp_path / "model", end, 20) for end in (Grid(), Stretched()))
-    spectrogram, relevance = RNG.random((16, 12), np.float32), RNG.random(20, np.float32)
-    on_input = plain.explain(spectrogram, relevance)
-    np.testing.assert_allclose(stretched.explain(spectrogram, relevance), on_input[:8] + on_input[8:])
+    (tmp_path / "features").write_bytes(export_features(tiny(), "float32"))
+    (tmp_path / "explain").write_bytes(export_relevance(tiny(), "float32"))
+    paths = tmp_path / "features", tmp_path / "explain"
+    plain, stretched = (EdgeBackbone(*paths, end, 20) for end in (Grid(), Stretched()))
+    spectrograms, relevance = RNG.random((1, 16, 12), np.float32), RNG.random((1, 20), np.float32)
+    (on_input,) = plain.explain(spectrograms, relevance)
+    np.testing.assert_allclose(stretched.explain(spectrograms, relevance)[0], on_input[:8] + on_input[8:])
 
 
 def test_vggish_exports_with_its_relevance() -> None:
@@ -170,11 +170,12 @@ def test_vggish_exports_with_its_relevance() -> None:
     model = backbone.build_keras()
     spectrogram = example_spectrograms(backbone)[:1]
     features = model(spectrogram).numpy()
-    content = export_backbone(model, "dynamic")
-    found = run(content, "features", {"spectrogram": spectrogram})["features"]
+    found = run(export_features(model, "dynamic"), "features", {"spectrogram": spectrogram})["features"]
     np.testing.assert_allclose(found, features, atol=5e-2 * features.max())
     expected = rules.backbone_relevance(model, spectrogram, features).numpy()
-    found = run(content, "explain", {"spectrogram": spectrogram, "relevance": features})["map"]
+    found = run(export_relevance(model, "dynamic"), "explain", {"spectrogram": spectrogram, "relevance": features})[
+        "map"
+    ]
     np.testing.assert_allclose(found, expected, atol=5e-2 * expected.max())
     assert found.sum() == pytest.approx(features.sum(), rel=0.02)
 
@@ -182,8 +183,9 @@ def test_vggish_exports_with_its_relevance() -> None:
 def test_float16_under_two_signatures_is_refused_by_the_older_interpreter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(export.EXPLAINED_BY, "float16", "float16")
-    (tmp_path / "model").write_bytes(export_backbone(tiny(), "float16"))
+    model, given = tiny(), [tf.TensorSpec([1, 16, 12, 1], tf.float32, "spectrogram")]
+    both = dict.fromkeys(("explain", "features"), (lambda spectrogram: {"features": model(spectrogram)}, given))
+    (tmp_path / "model").write_bytes(export._convert(model, both, "float16"))
     monkeypatch.setattr("orcawatch.interpreter.RUNTIMES", ("tensorflow.lite.python.interpreter",))
     with pytest.raises(BundleError, match=r"float16 weights under the signatures \['explain', 'features'\]"):
         Model(tmp_path / "model")
@@ -192,9 +194,11 @@ def test_float16_under_two_signatures_is_refused_by_the_older_interpreter(
 def test_unknown_quantization_is_refused() -> None:
     assert set(EXPLAINED_BY) == set(QUANTIZATIONS)
     with pytest.raises(InputError, match=r"must be one of .*not 'int4'"):
-        export_backbone(tiny(), "int4")
+        export_features(tiny(), "int4")
+    with pytest.raises(InputError, match=r"one of \['dynamic', 'float32'\], not 'int8'"):
+        export_relevance(tiny(), "int8")
 
 
 def test_int8_without_representative_spectrograms_is_refused() -> None:
     with pytest.raises(InputError, match=r"representative-NAME\.npy"):
-        export_backbone(tiny(), "int8")
+        export_features(tiny(), "int8")

@@ -34,8 +34,9 @@ def test_bundle_scores_as_the_training_side_did(run: Run, tmp_path: Path, quanti
     bundle = load_bundle(build(run, tmp_path / "bundle", quantization, everything=True))
     assert (list(bundle.members), bundle.vote) == ([m["name"] for m in run.members], VOTE)
     assert [one.front_end for one in bundle.backbones.values()] == [run.front_end(name) for name in run.backbones]
-    apart = quantization in ("float16", "int8")
-    assert all((one.explain_file is not None) == apart for one in bundle.backbones.values())
+    assert [one.files for one in bundle.backbones.values()] == [
+        [f"{name}.tflite", f"{name}-explain.tflite"] for name in run.backbones
+    ]
     found = verify_bundle(run, tmp_path / "bundle")
     assert found.windows == len(run.arrays("devel_scores.npz")["window_clip"])
     assert max(found.largest_difference.values()) < tolerance
@@ -83,7 +84,12 @@ def test_overload_leaves_the_cheapest_backbone_alone(run: Run, tmp_path: Path) -
 def test_only_what_the_vote_needs_is_in_it(run: Run, tmp_path: Path) -> None:
     alone = load_bundle(build(run, tmp_path / "alone", "dynamic", ("small_mel_neg",)))
     assert (alone.members, list(alone.backbones)) == (("small_mel_neg",), ["small_mel"])
-    assert sorted(alone.manifest["files"]) == ["heads.tflite", "model-card.md", "small_mel.tflite"]
+    assert sorted(alone.manifest["files"]) == [
+        "heads.tflite",
+        "model-card.md",
+        "small_mel-explain.tflite",
+        "small_mel.tflite",
+    ]
     assert list(alone.manifest["metrics"]["members"]) == ["small_mel_neg"]
     served = load_bundle(build(run, tmp_path / "served", "dynamic", ("small_mel_neg",), everything=True))
     assert served.members == ("small_mel", "small_mel_min", "small_mel_neg")

@@ -26,7 +26,7 @@ def test_maps_of_all_backbones_add_up_to_the_votes_score(run: Run, tmp_path: Pat
     front_ends = {name: entry.front_end for name, entry in ensemble.bundle.backbones.items()}
     stretch = Stretch(front_ends, Grid(front_ends, 0.48), RATE_HZ, 1, 0)
     for window in [*stretch.push(audio), *stretch.finish()]:
-        found = ensemble.explain(window, 0)
+        (found,) = ensemble.explain([window], 0)
         assert list(found) == ["small_mel", "small_power"]
         for name, (rows, relevance) in found.items():
             assert rows.shape == relevance.shape == window.rows[name][0].shape

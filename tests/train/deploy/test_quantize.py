@@ -32,11 +32,11 @@ from orcawatch.interpreter import runtime_name
 from orcawatch.spectrogram import LinearPower
 
 folder, features, explain = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-edge = EdgeBackbone(Path(features), LinearPower(size=24), 16, 1, Path(explain) if explain else None)
+edge = EdgeBackbone(Path(features), Path(explain), LinearPower(size=24), 16)
 spectrograms = np.load(folder / "spectrograms.npy")
 found = np.stack([edge.features(one) for one in spectrograms])
 print(runtime_name())
-np.savez(folder / "found.npz", features=found, map=edge.explain(spectrograms[0], found[0]))
+np.savez(folder / "found.npz", features=found, map=edge.explain(spectrograms[:1], found[:1])[0])
 """
 
 
@@ -52,7 +52,7 @@ def test_every_backbone_and_variant_is_described(run: Run, found: dict[str, Any]
         for variant, one in entry["variants"].items():
             files = exported(run, name, variant).files
             assert one["bytes"] == sum(one["files"].values()) == sum(path.stat().st_size for path in files)
-            assert ("explain" in one["files"]) == (variant in ("float16", "int8"))
+            assert list(one["files"]) == ["features", "explain"]
             assert one["features_ms"] > 0 and one["explain_ms"] > 0
         assert entry["variants"]["float32"]["snr_db"] is None
         assert entry["variants"]["float32"]["mask_bits_flipped"] == 0
@@ -227,10 +227,9 @@ def test_both_interpreters_run_every_variant(run: Run, tmp_path: Path, quantizat
         pytest.skip("EDGE_PYTHONS names no edge environments, one per interpreter (`make test` does)")
     one = measure(run, "small_power", quantization, 3)
     np.save(tmp_path / "spectrograms.npy", run.spectrograms("small_power")[:5])
-    explain = "" if one.exported.explain is None else str(one.exported.explain)
     maps = []
     for python in pythons:
-        command = [python, "-c", RUN_A_VARIANT, str(tmp_path), str(one.exported.features), explain]
+        command = [python, "-c", RUN_A_VARIANT, str(tmp_path), *map(str, one.exported.files)]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/")
         assert done.stdout.strip() in ("ai-edge-litert", "tflite-runtime")
         with np.load(tmp_path / "found.npz") as found:
