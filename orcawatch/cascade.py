@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -38,9 +38,26 @@ class Gate:
     intercept: float
     slope: float
 
+    @property
+    def name(self) -> str:
+        """What it goes by: `prominence`, or the backbones that are heard by then, `vggish + inception_v3`."""
+        return " + ".join(self.backbones) or "prominence"
+
     def score(self, sign: float, below: float) -> float:
         """The channel's score where the gate stops it: 0 or more, and less than `below`."""
         return float(min(max(self.intercept + self.slope * sign, 0.0), np.nextafter(np.float32(below), np.float32(0))))
+
+
+@dataclass(frozen=True)
+class CountedGate(Gate):
+    """A gate that tells its name for each window of a channel that it stops."""
+
+    stopped: Callable[[str], object]
+
+    def score(self, sign: float, below: float) -> float:
+        """As the gate's; asked for only where it stops."""
+        self.stopped(self.name)
+        return super().score(sign, below)
 
 
 @dataclass(frozen=True)
@@ -60,6 +77,12 @@ class Cascade:
     def opened(self) -> Cascade:
         """The same gates, which let everything pass: whatever a window can cost, or break, is then heard."""
         return Cascade(tuple(replace(gate, threshold=-np.inf) for gate in self.gates), self.holds_from)
+
+    def counted(self, stopped: Callable[[str], object]) -> Cascade:
+        """The same gates, which call `stopped` with their name for each window of a channel that they stop."""
+        names = [item.name for item in fields(Gate)]
+        gates = [CountedGate(**{name: getattr(gate, name) for name in names}, stopped=stopped) for gate in self.gates]
+        return Cascade(tuple(gates), self.holds_from)
 
 
 def cascade_from(found: Mapping[str, Any] | None) -> Cascade:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -53,17 +53,25 @@ CALM_S = 1.0  # a backlog up to this is none
 
 
 class Shared:
-    """An ensemble whose windows are timed; the loop scores with it while the recorder's thread explains events.
+    """An ensemble whose windows are timed, and counted; the loop scores with it while the recorder explains events.
 
     Parameters
     ----------
     ensemble : the one.
     on_score : called with the seconds that each window took.
+
+    Attributes
+    ----------
+    scored : windows of single channels that were scored.
+    stopped : those of them that each gate of the cascade stopped, by its name.
     """
 
     def __init__(self, ensemble: Scorer, on_score: Callable[[float], object] = lambda seconds: None) -> None:
         self._ensemble = ensemble
         self._on_score = on_score
+        self.scored = 0
+        self.stopped: Counter[str] = Counter()
+        self.cascade = ensemble.cascade
 
     @property
     def bundle(self) -> Bundle:
@@ -73,11 +81,16 @@ class Shared:
     @property
     def cascade(self) -> Cascade:
         """The ensemble's cascade."""
-        return self._ensemble.cascade
+        return self._cascade
 
     @cascade.setter
     def cascade(self, cascade: Cascade) -> None:
-        self._ensemble.cascade = cascade
+        self._cascade = cascade
+        self.stopped.update({gate.name: 0 for gate in cascade.gates})  # those that stop nothing are told, too
+        self._ensemble.cascade = cascade.counted(self._count)
+
+    def _count(self, gate: str) -> None:
+        self.stopped[gate] += 1
 
     def score(
         self, window: Window, columns: Sequence[int] | None = None, vote: Sequence[str] | None = None
@@ -86,6 +99,7 @@ class Shared:
         began_s = time.perf_counter()
         score = self._ensemble.score(window, columns, vote)
         self._on_score(time.perf_counter() - began_s)
+        self.scored += len(score.channel_scores) if columns is None else len(columns)
         return score
 
     def explain(self, windows: Sequence[Window], channel: int) -> list[dict[str, tuple[Array, Array]]]:
@@ -179,7 +193,7 @@ class Loop:
 
     Attributes
     ----------
-    source, listener, logbook, recorder, ladder : its parts, for the upkeep to look at.
+    source, ensemble, listener, logbook, recorder, ladder : its parts, for the upkeep to look at.
     position : just past the last item.
     seconds : by kind and cause, what the items were.
     """
@@ -197,7 +211,7 @@ class Loop:
     ) -> None:
         self.source = source
         self.listener = listener
-        self._ensemble = ensemble
+        self.ensemble = ensemble
         self._clocks = clocks
         self.position = 0
         self.seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
@@ -239,7 +253,7 @@ class Loop:
     def change(self, settings: Settings, bundle: Bundle) -> None:
         """Go on with other settings; only keys that may be reloaded differ."""
         self._builder.rules = rules_of(bundle, settings)
-        self._ensemble.cascade = bundle.cascade
+        self.ensemble.cascade = bundle.cascade
         warn_of_cascade(bundle, settings)
         self.recorder.take(settings)
         self.ladder.step_up_s, self.ladder.recover_s = settings.overload.step_up_s, settings.overload.recover_s

@@ -144,6 +144,12 @@ def accounts(facts: Facts) -> Iterator[Metric]:
     for (kind, cause), seconds in sorted(facts.account.items()):
         spent.add_metric((kind, cause), seconds)
     yield spent
+    stopped = CounterMetricFamily(
+        "orcawatch_stopped", "Windows of single channels that a gate of the cascade stopped.", labels=["gate"]
+    )
+    for gate, windows in facts.stopped.items():
+        stopped.add_metric([gate], windows)
+    yield stopped
     for name, value in sorted(facts.counters.items()):
         words = name[: -len("_s")] + "_seconds" if name.endswith("_s") else name
         yield CounterMetricFamily(f"orcawatch_{words}", f"{words} since the daemon started.", value)

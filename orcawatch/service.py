@@ -360,6 +360,7 @@ class Service(Upkeep):
             level_unit="" if latest is None else latest.unit,
             hydrophones=[hydrophone.serial for hydrophone in self._settings.hydrophones],
             counters=counters(loop, self._live),
+            stopped=dict(loop.ensemble.stopped),
             account=dict(loop.seconds),
         )
 
@@ -377,6 +378,7 @@ def counters(loop: Loop, live: LiveSource | None) -> dict[str, float]:
     recorder = loop.recorder
     found: dict[str, float] = {
         "windows": loop.listener.windows,
+        "channel_windows": loop.ensemble.scored,
         "detections": recorder.events,
         "clips_shed": recorder.shed,
         "clips_failed": recorder.failed,
@@ -400,4 +402,11 @@ def status(facts: Facts, loop: Loop) -> str:
     for (kind, _), spent in facts.account.items():
         seconds[kind] = seconds.get(kind, 0.0) + spent
     spans = ", ".join(f"{kind.replace('_', ' ')} {spent / 3600:.2f} h" for kind, spent in sorted(seconds.items()))
-    return f"{spans or 'nothing heard yet'}; {loop.recorder.events} detections; {facts.step_name}"
+    gates = [f"{name} {share:.0%}" for name, share in shares(facts.stopped, loop.ensemble.scored).items()]
+    stopped = f"; stopped by {', '.join(gates)}" if gates else ""
+    return f"{spans or 'nothing heard yet'}; {loop.recorder.events} detections; {facts.step_name}{stopped}"
+
+
+def shares(stopped: Mapping[str, int], scored: int) -> dict[str, float]:
+    """Of the windows of single channels, those that each gate stopped; none before there was a window."""
+    return {name: count / scored for name, count in stopped.items()} if scored else {}

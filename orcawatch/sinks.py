@@ -284,6 +284,7 @@ class Facts:
     levels_db, level_unit : the last levels of the hydrophones; not a number where not measured.
     hydrophones : their serial numbers, in the same order.
     counters : since the daemon started, by name.
+    stopped : windows of single channels that each gate of the cascade stopped, by its name.
     account : seconds since the session's start by (kind, cause): recorded, gap, off_duty, shed; the cause of recorded
         is empty.
     """
@@ -300,6 +301,7 @@ class Facts:
     level_unit: str = ""
     hydrophones: Sequence[str] = ()
     counters: Mapping[str, float] = field(default_factory=dict)
+    stopped: Mapping[str, int] = field(default_factory=dict)
     account: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
 
@@ -318,6 +320,7 @@ def heartbeat_body(facts: Facts, depths: Mapping[str, Depth]) -> dict[str, Any]:
         "level_unit": facts.level_unit,
         "hydrophones": list(facts.hydrophones),
         "counters": facts.counters,
+        "stopped": facts.stopped,
         "outbox": {name: asdict(waiting) for name, waiting in depths.items()},
     }
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from orcawatch.bundle import SHIPPED, load_bundle
 from orcawatch.cascade import Cascade, Gate, cascade_from, cascade_lines, check_cascade
 from orcawatch.config import Settings, overridden
 from orcawatch.daemon import Shared, warn_of_cascade
+from orcawatch.ensemble import Ensemble
+from orcawatch.records import Window
 
 GATE = Gate(("cheap",), ("cheap_neg",), "gate_1", "", 0.02, -0.01, 2.0)
 STILL = Gate((), (), "", "cheap", 1.2, 0.0, 0.01)
@@ -121,3 +125,22 @@ def test_a_running_ensemble_takes_another(make_ensemble: Any) -> None:
     assert shared.cascade == CASCADE
     shared.cascade = Cascade((), 0.3)
     assert ensemble.cascade.gates == ()
+
+
+def test_windows_that_a_gate_stops_are_counted_by_channel() -> None:
+    ensemble = Ensemble(load_bundle(SHIPPED))
+    front_end, cascade = ensemble.bundle.backbones["vggish"].front_end, ensemble.cascade
+    silence = Window(0, 0, {"vggish": np.zeros((3, front_end.frames, front_end.shape[1]), np.float32)})
+    Shared(ensemble).score(silence)
+    shared = Shared(ensemble)  # a second session with the same ensemble counts anew
+    assert (shared.scored, shared.stopped) == (0, {"prominence": 0})
+    shared.score(silence)
+    shared.score(silence, columns=[1])
+    assert (shared.scored, shared.stopped) == (4, {"prominence": 4})
+    shared.cascade = cascade.opened
+    shared.score(silence)
+    assert (shared.scored, shared.stopped) == (7, {"prominence": 4})
+    shared.cascade = cascade
+    shared.score(silence)
+    assert (shared.scored, shared.stopped) == (10, {"prominence": 7})
+    assert Cascade((GATE, replace(GATE, backbones=("cheap", "heavy")))).gates[1].name == "cheap + heavy"

@@ -26,7 +26,7 @@ from orcawatch.sinks import Facts
 FACTS = Facts(
     uptime_s=60.0, disk_free_mb=1234.5, behind_s=2.5, step=1, step_name="hop 0.96 s", synchronised=True,
     drift_ppm=-12.5, temperatures_c={"cpu": 48.1}, levels_db=(101.5, math.nan, 99.0),
-    counters={"detections": 3, "overruns": 2, "unnoticed_s": 1.5},
+    counters={"detections": 3, "overruns": 2, "unnoticed_s": 1.5}, stopped={"prominence": 70, "vggish": 0},
     account={("recorded", ""): 3590.0, ("gap", "device gone"): 9.5, ("gap", "overrun"): 0.5, ("off_duty", "duty"): 60.0},
 )  # fmt: skip
 
@@ -79,6 +79,8 @@ def test_figures_are_served_as_of_now() -> None:
             "orcawatch_seconds_total|cause=overrun|kind=gap": 0.5,
             "orcawatch_seconds_total|cause=duty|kind=off_duty": 60,
             "orcawatch_detections_total": 3,
+            "orcawatch_stopped_total|gate=prominence": 70,
+            "orcawatch_stopped_total|gate=vggish": 0,
             "orcawatch_overruns_total": 2,
             "orcawatch_unnoticed_seconds_total": 1.5,
             "orcawatch_outbox_messages|sink=far": 4320,
