@@ -6,6 +6,8 @@ The gates that listen to cheap members need signatures of their own in the heads
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle import CARD, Bundle, load_bundle, write_bundle
+from ..bundle import CARD, Bundle, load_bundle, sha256, write_bundle
 from ..cascade import Cascade
 from ..compare import Clip, window_scores
 from ..ensemble import Ensemble, fuse_channels
@@ -119,8 +121,33 @@ def add_gate(
         )
     cascaded = cascades.channel_scores(scored, cascade)
     shown = cascades.evidence(scored, cascade, cascaded, found, bundle.start_threshold, most_lost, DRAWS, seed)
+    shown |= {"data": data_of(clips)}
     _write(bundle, new, {**bundle.manifest, "cascade": {**asdict(cascade), "evidence": shown}})
     return cascade
+
+
+def data_of(clips: Sequence[Clip]) -> dict[str, Any]:
+    """What names the clips that a gate was chosen on: `clips`, by label and source, and `fingerprint`.
+
+    The fingerprint is the SHA-256 over names, labels, recordings and contents, in whatever order and folder they are.
+    """
+    kinds: dict[tuple[str, str], list[Clip]] = {}
+    for clip in clips:
+        kinds.setdefault((clip.label, "" if clip.site == clip.group else clip.site), []).append(clip)
+    lines = sorted(json.dumps([clip.path.name, clip.label, clip.group, sha256(clip.path)]) for clip in clips)
+    return {
+        "clips": [
+            {
+                "label": label,
+                "source": source,  # empty where the labels name none
+                "clips": len(found),
+                "recordings": len({clip.group for clip in found}),
+                "seconds": round(sum(clip.seconds for clip in found), 1),
+            }
+            for (label, source), found in sorted(kinds.items())
+        ],
+        "fingerprint": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+    }
 
 
 def _scored(bundle: Bundle, noted: Noted, clips: cascades.Clips) -> cascades.Scored:

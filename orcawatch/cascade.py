@@ -159,9 +159,17 @@ def _lost(shown: Mapping[str, Any]) -> str:
     return f"{shown['lost']} (at most {shown['lost_upper']:.1%}, 95 % by recording)"
 
 
+def _clips(kinds: Sequence[Mapping[str, Any]]) -> str:
+    """How many clips of which label and source."""
+    of = [f"{one['label']} of {one['source']}" if one["source"] else one["label"] for one in kinds]
+    return ", ".join(f"{one['clips']} clips {name} ({one['recordings']} recordings)" for one, name in zip(kinds, of))
+
+
 def _evidence_lines(shown: Mapping[str, Any]) -> Iterator[str]:
     loss, time, recall = shown["auc_loss"], shown["milliseconds"], shown["recall"]
     passed = {kind: ", ".join(f"{share:.1%}" for share in shares) for kind, shares in shown["passed"].items()}
+    if data := shown.get("data"):
+        yield f"chosen on {_clips(data['clips'])}; SHA-256 {data['fingerprint']}"
     yield f"devel: {passed['noise']} of the windows of noise go on, {passed['orca']} of those of orca clips"
     yield (
         f"devel, on which it was chosen: {_lost(shown)} of {shown['called']} called windows in {shown['recordings']} "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from click.testing import CliRunner
 from orcawatch.bundle import CARD, MANIFEST, SHIPPED, load_bundle, write_bundle
 from orcawatch.cli import main
 from orcawatch.compare import clips_of, score_clips
+from orcawatch.deploy.gate import data_of
 from orcawatch.ensemble import Ensemble
 from orcawatch.simulate import SceneSettings, simulate_scene
 
@@ -77,8 +80,35 @@ def test_a_gate_spares_the_backbone_on_a_quiet_sea(data: Path, ungated: Path, tm
     assert (gated.highest[~called] < before.start_threshold).all()
     shown = after.manifest["cascade"]["evidence"]
     assert shown["lost_upper"] <= shown["most_lost"] == 0.05
+    assert shown["data"]["clips"] == [
+        {"label": label, "source": "", "clips": 3 * RECORDINGS, "recordings": RECORDINGS, "seconds": 15.0 * RECORDINGS}
+        for label in ("noise", "orca")
+    ]
+    inspected = CliRunner().invoke(main, ["bundle", "inspect", str(tmp_path / "gated")]).output
+    assert f"12 clips noise (4 recordings), 12 clips orca (4 recordings); SHA-256 {shown['data']['fingerprint']}" in (
+        " ".join(inspected.split())
+    )
     assert shown["passed"]["noise"][0] < 0.5 < shown["passed"]["orca"][0]
     assert shown["milliseconds"]["cascade"] < 0.5 * shown["milliseconds"]["full"]
+
+
+def test_the_fingerprint_names_the_clips_and_neither_their_order_nor_their_folder(data: Path, tmp_path: Path) -> None:
+    clips = clips_of([data], "devel")
+    named = data_of(clips)["fingerprint"]
+    moved = Path(shutil.copytree(data, tmp_path / "moved"))
+    assert data_of(clips_of([moved], "devel")[::-1])["fingerprint"] == named
+    first = clips[0]
+    for other in (replace(first, label="noise"), replace(first, group="x"), replace(first, path=clips[1].path)):
+        assert data_of([other, *clips[1:]])["fingerprint"] != named
+    with (moved / "wav" / first.path.name).open("ab") as file:
+        file.write(b"x")
+    assert data_of([replace(first, path=moved / "wav" / first.path.name), *clips[1:]])["fingerprint"] != named
+    kinds = data_of([replace(clip, site="bay") for clip in clips[:2]] + clips[2:])["clips"]
+    assert [(one["label"], one["source"], one["clips"]) for one in kinds] == [
+        ("noise", "", 12),
+        ("orca", "", 10),
+        ("orca", "bay", 2),
+    ]
 
 
 def test_what_cannot_be_gated_is_refused(data: Path, ungated: Path, tmp_path: Path) -> None:
