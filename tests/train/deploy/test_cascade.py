@@ -251,6 +251,20 @@ def test_the_edge_follows_the_cascade_as_it_is_defined(cascaded: Path) -> None:
     assert runs == {"small_mel": ends["heard"] + ends["voted"], "small_power": ends["voted"]}
 
 
+@pytest.mark.parametrize(("alone", "gates"), [("small_mel", 1), ("small_power", 2)])
+def test_with_one_backbone_left_the_gates_stay_that_do_not_hear_it(cascaded: Path, alone: str, gates: int) -> None:
+    """As at the overload ladder's step `members`: what stops a channel there stops it with the whole vote, too."""
+    bundle = load_bundle(cascaded)
+    left, fewer, plain = Ensemble(bundle), Ensemble(bundle), Ensemble(bundle)
+    fewer.cascade, plain.cascade = replace(bundle.cascade, gates=bundle.cascade.gates[:gates]), Cascade()
+    stopped = 0
+    for window in windows_of(cascaded):
+        found, same, full = (one.score(window, vote=[alone]).channel_scores for one in (left, fewer, plain))
+        np.testing.assert_array_equal(found, same)
+        stopped += np.count_nonzero(found != full)
+    assert stopped > 0
+
+
 def counted(features: Callable[[Any], Any], name: str, runs: Counter[str]) -> Callable[[Any], Any]:
     """The same function, which counts its calls."""
 
