@@ -18,9 +18,9 @@ from typing import Any, Callable
 
 from . import pages
 from .durable import sync_folder
-from .errors import OrcawatchError
+from .errors import InputError, OrcawatchError
 from .schema import STEPS, migrate
-from .store import Store, connected
+from .store import DamagedError, Store, connected, look_through
 from .times import YEARS
 
 log = logging.getLogger(__name__)
@@ -128,8 +128,38 @@ def _passed_over(path: Path) -> str | None:
         return "it is empty, but has a write-ahead log"
     elif pages.write_ahead(content).broken:
         return "its write-ahead log is damaged"
+    if size_b and (tables := strange_tables(path)):
+        return f"its schema is damaged: {', '.join(tables)}"
     garbled = garbled_rows(path) if size_b else {}
     return f"rows cannot be read: {json.dumps(garbled)}" if garbled else None
+
+
+def found_by_sqlite(path: Path) -> str | None:
+    """Damage that SQLite finds where it is asked to look at every page, or None."""
+    with suppress(InputError, sqlite3.Error), closing(connected(path, "mode=ro")) as connection:
+        try:
+            look_through(connection, path)
+        except DamagedError as fault:
+            return fault.fault
+    return None
+
+
+def strange_tables(path: Path) -> list[str]:
+    """Tables whose columns are not those of the file's version, though SQLite takes them; nothing as `garbled_rows`."""
+    with suppress(sqlite3.Error), closing(connected(path, "mode=ro")) as connection:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if 0 <= version <= len(STEPS):
+            right = _schema(version)
+            return [name for name in _schema(len(STEPS)) if _columns(connection, name) != right.get(name, [])]
+    return []
+
+
+@cache
+def _schema(version: int) -> Mapping[str, list[tuple[Any, ...]]]:
+    """The columns of each table of a version."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        migrate(connection, 0, STEPS[:version])
+        return {name: _columns(connection, name) for name in _names(connection)}
 
 
 def garbled_rows(path: Path) -> dict[str, int]:
@@ -418,7 +448,9 @@ def copy_by_sqlite(
 
 
 def _copy_table(connection: sqlite3.Connection, old: sqlite3.Connection, table: Table) -> tuple[int, int]:
-    there = {column[1] for column in _columns(old, table.name)}
+    there = tuple(column[1] for column in _columns(old, table.name))
+    if there != table.columns[: len(there)] and table.name not in ONLY_BY_SQLITE:
+        return pages.EVERYTHING  # in the raw pages there are no names that could be damaged
     columns = tuple(name for name in table.columns if name in there)
     ends = []
     for order in ("ASC", "DESC"):

@@ -533,9 +533,9 @@ def set_up(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def look_through(connection: sqlite3.Connection, path: Path) -> None:
-    """Look at every page; raises as `set_up`."""
+    """Look at every page, and whether indexes hold what their tables do; raises as `set_up`."""
     try:
-        found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
     except sqlite3.DatabaseError as fault:
         raise refusal(path, fault) from fault
     if found != "ok":

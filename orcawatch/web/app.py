@@ -16,7 +16,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from .._version import __version__
 from ..config import Settings
 from ..errors import InputError, OrcawatchError
-from ..recovery import passed_over
+from ..recovery import found_by_sqlite, passed_over
 from . import access, detection, download, effort, lists, status, words
 from .access import COOKIE, COOKIE_S, Access
 from .filters import Filter
@@ -157,7 +157,7 @@ def broken(fault: Exception) -> tuple[str | Response, int]:
     """A log with damaged rows, or a mistake of ours: the journal tells it, the page does not."""
     log.error("%s %s failed", request.method, request.path, exc_info=fault)
     with suppress(OSError):
-        if (damage := passed_over(site().database)) is not None:
+        if (damage := passed_over(site().database) or found_by_sqlite(site().database)) is not None:
             return told(503, f"The log is damaged ({damage}): the next start of the daemon rescues what can be read.")
     return told(500, "The page made a mistake; the journal of `orcawatch serve` says more.")
 

@@ -475,6 +475,22 @@ def test_a_download_takes_little_memory(output: Path, fill: Fill, client: FlaskC
     assert size > 10_000_000 and peak < 7_000_000
 
 
+def test_a_damaged_index_is_told_with_the_cure(output: Path, fill: Fill, client: FlaskClient) -> None:
+    """Found by fuzzing: the table is whole, and SQLite answers from the index alone."""
+    fill(ROWS)
+    path = output / daemon.DATABASE
+    with closing(sqlite3.connect(path)) as connection:
+        ((page,),) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'detections_by_time'")
+        ((size_b,),) = connection.execute("PRAGMA page_size")
+        connection.execute("PRAGMA journal_mode = DELETE")
+    content = bytearray(path.read_bytes())
+    start, end = (page - 1) * size_b, page * size_b
+    content[start:end] = content[start:end].replace(b"-", b"\xff")
+    path.write_bytes(content)
+    answer = client.get("/effort")
+    assert answer.status_code == 503 and "next start of the daemon" in answer.text
+
+
 def test_a_download_of_a_damaged_log_is_told_and_ends(output: Path, fill: Fill, client: FlaskClient) -> None:
     (output / daemon.DATABASE).parent.mkdir()
     (output / daemon.DATABASE).write_bytes(b"SQLite format 3\0" + bytes(4096))
