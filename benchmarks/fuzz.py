@@ -49,6 +49,7 @@ MOST_EDITS = 8
 HEADS = ((64, 512, LONGEST), (LONGEST,))  # how far from the start changes lie: heads matter more than what follows
 ROUNDS = 100  # times that a campaign is begun again after the process ended
 STATE = "state.json"
+SAVED = 100  # inputs between two times that it is written how far a campaign came
 HANG_S = 60
 
 Run = Callable[[bytes], str]
@@ -775,12 +776,14 @@ def ready(name: str, place: Path) -> Iterator[Target]:
 
 
 def blind(campaign: Campaign, target: Target, inputs: int, seed: int) -> None:
-    """Try seeds, then changed ones, drawn at random."""
-    draw = random.Random(seed)
-    for content in target.seeds:
+    """Try seeds, then changed ones, drawn at random; a campaign that was interrupted goes on with others."""
+    draw = random.Random(seed + campaign.inputs)
+    for content in () if campaign.inputs else target.seeds:
         campaign.judge(target.run, content)
     while campaign.inputs < inputs:
         campaign.judge(target.run, mutated(draw, target.seeds))
+        if campaign.inputs % SAVED == 0:
+            save(campaign)
 
 
 def scratch() -> Any:
@@ -793,10 +796,7 @@ def guided(name: str, folder: Path, inputs: int, seed: int) -> None:
     """One life of a campaign under atheris; how far it came is written every now and then."""
     import atheris
 
-    state = Campaign(name, folder)
-    if (folder / f"{name}-{STATE}").exists():
-        known = json.loads((folder / f"{name}-{STATE}").read_text())
-        state.inputs, state.defects, state.outcomes = known["inputs"], known["defects"], Counter(known["outcomes"])
+    state = resumed(name, folder)
     with scratch() as place:
         with atheris.instrument_imports(include=["orcawatch", "yaml", "waitress", "werkzeug", "tarfile", "zipfile"]):
             opening = ready(name, Path(place))
@@ -808,7 +808,7 @@ def guided(name: str, folder: Path, inputs: int, seed: int) -> None:
 
         def one(content: bytes) -> None:
             state.judge(target.run, content)
-            if state.inputs % 100 == 0 or state.inputs >= inputs:
+            if state.inputs % SAVED == 0 or state.inputs >= inputs:
                 save(state)
             if state.inputs >= inputs:
                 shutil.rmtree(place, ignore_errors=True)
@@ -822,6 +822,15 @@ def guided(name: str, folder: Path, inputs: int, seed: int) -> None:
         ]  # fmt: skip
         atheris.Setup([sys.argv[0], *options], one)
         atheris.Fuzz()
+
+
+def resumed(name: str, folder: Path) -> Campaign:
+    """A campaign as far as it came."""
+    state = Campaign(name, folder)
+    if (folder / f"{name}-{STATE}").exists():
+        known = json.loads((folder / f"{name}-{STATE}").read_text())
+        state.inputs, state.defects, state.outcomes = known["inputs"], known["defects"], Counter(known["outcomes"])
+    return state
 
 
 def save(state: Campaign) -> None:
@@ -854,7 +863,7 @@ def one_life(name: str, chosen: argparse.Namespace) -> None:
     if not chosen.blind and name not in NEVER_GUIDED:
         guided(name, chosen.folder, chosen.inputs, chosen.seed)
         return
-    state = Campaign(name, chosen.folder)
+    state = resumed(name, chosen.folder)
     with scratch() as place, ready(name, Path(place)) as target:
         blind(state, target, chosen.inputs, chosen.seed)
     save(state)

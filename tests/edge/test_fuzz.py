@@ -57,6 +57,19 @@ def test_defects_are_found_and_their_shortest_inputs_kept(tmp_path: Path) -> Non
     assert campaign.outcomes["refused"] == 1
 
 
+def test_a_campaign_that_was_interrupted_goes_on_with_other_inputs(tmp_path: Path) -> None:
+    told = list[bytes]()
+
+    def run(content: bytes) -> str:
+        told.append(content)
+        return "taken"
+
+    for inputs in (300, 500):
+        fuzz.blind(fuzz.resumed("broken", tmp_path), fuzz.Target([bytes(1000)], run), inputs, seed=1)
+    assert len(told) == 500 == fuzz.resumed("broken", tmp_path).outcomes["taken"]
+    assert told[0] == bytes(1000) != told[300] and told[1:100] != told[301:400]
+
+
 def test_no_input_may_take_all_memory(place: Path, tmp_path: Path) -> None:
     campaign = fuzz.Campaign("hungry", tmp_path)
     with fuzz.ready("stamps", place):
