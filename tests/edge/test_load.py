@@ -67,7 +67,8 @@ def several(make_ensemble: Any, folder: Path, vote: Sequence[str]) -> Any:
     bundle = make_ensemble((LogMel(), LogMel())).bundle
     files = ("large.tflite", "small.tflite")
     named = {
-        name: type(one)(name, file, file, 4, one.front_end) for (name, one), file in zip(bundle.backbones.items(), files)
+        name: type(one)(name, file, file, 4, one.front_end)
+        for (name, one), file in zip(bundle.backbones.items(), files)
     }
     fusion = {"fake0": ["fake0"], "fake0_min": ["fake0"], "fake1": ["fake1"], "fusion": ["fake0", "fake1"]}
     changes = {"backbones": named, "members": tuple(fusion), "vote": tuple(vote), "folder": folder}
