@@ -155,7 +155,8 @@ def opening_a_card(machine: Machine, sandbox: list[str]) -> str:
 
 
 def test_a_watch_without_a_network_sends_by_the_uplink(machine: Machine) -> None:
-    change(machine, FILE_SETTINGS + "uplink: apart\nsinks: [{kind: jsonl}]\nheartbeat_s: 5\n")
+    apart = "uplink: apart\nsinks: [{kind: jsonl}]\nheartbeat_s: 5\nmetrics: {port: 9400, address: 0.0.0.0}\n"
+    change(machine, FILE_SETTINGS + apart)
     machine.run("orcawatch deploy install")
     networks = [machine.says(f"readlink /proc/{process}/ns/net") for process in (1, machine.property("MainPID"))]
     assert networks[0] != networks[1]
@@ -163,6 +164,12 @@ def test_a_watch_without_a_network_sends_by_the_uplink(machine: Machine) -> None
     machine.wait_for("a heartbeat from the uplink", lambda: int(machine.says(arrived)) > 0)
     uplink = machine.says("systemctl show orcawatch-uplink --property=MainPID --value")
     assert machine.says(f"readlink /proc/{uplink}/ns/net") == networks[0]
+    figures = (
+        "python3 -c 'import urllib.request as r; print(r.urlopen(\"http://127.0.0.1:9400/metrics\").read().decode())'"
+    )
+    machine.wait_for(
+        "the metrics", lambda: "orcawatch_channel_windows_total" in machine.run(figures, check=False).stdout
+    )
     held = machine.says(f"ls -l /proc/{machine.property('MainPID')}/fd")
     assert "/messages/" not in held  # it is not the watch that writes there
     told = machine.says("systemd-analyze security --no-pager orcawatch.service")
