@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,11 +71,12 @@ class Root(click.Group):
         return sorted({*super().list_commands(ctx), *MODULES, *entry_points(GROUP)})
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """The command, loaded."""
-        if name in MODULES:
-            return load_module_command(MODULES[name][0])
-        entry = entry_points(GROUP).get(name)
-        return super().get_command(ctx, name) or (None if entry is None else load_command(entry))
+        """The command, loaded; ours multiply small matrices only, for which more threads wait for each other."""
+        if name not in MODULES and name not in self.commands:
+            entry = entry_points(GROUP).get(name)
+            return None if entry is None else load_command(entry)
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is loaded
+        return load_module_command(MODULES[name][0]) if name in MODULES else super().get_command(ctx, name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """One line each, without loading any."""

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 CLIPS = "clips"
 SNAPSHOTS = "snapshots"
 WAITING = 8  # events whose clip or snapshot is being made, at most
+WAITING_MB = 40  # of their audio, from which on no other event is taken: 52 s of four channels at 48 kHz
 UNSAVED = 1000  # detections that are held while the database cannot be written to, at most
 RETRY_S = 10.0  # of audio between two tries to write them
 SAVING_S = 0.5  # of writing them between two items of the stream: a slow disk must not hold the loop
@@ -96,6 +97,7 @@ class Recorder:
         self._heard = 0  # position just past the newest audio
         self._awaiting: deque[tuple[Detection, Event]] = deque()  # events whose post-roll has not come
         self._making: deque[Future[Made]] = deque()
+        self._waiting: deque[tuple[Future[Made], int]] = deque()  # of these what has audio, and its bytes
         self._unsaved: deque[Detection] = deque()
         self._retry_at = 0  # position at which they are tried again
         self._worker = ThreadPoolExecutor(1, "clips")
@@ -206,13 +208,17 @@ class Recorder:
             self._collect()
         samples, first = self._roll.cut(event.start_sample - self._pre, event.end_sample + self._post)
         self._making.append(self._worker.submit(self._make, detection, event, samples, first))
+        self._waiting.append((self._making[-1], samples.nbytes))
 
     def _busy(self) -> bool:
-        return sum(not made.done() for made in self._making) >= WAITING
+        while self._waiting and self._waiting[0][0].done():
+            self._waiting.popleft()
+        too_much = sum(size for _, size in self._waiting) >= WAITING_MB * 1e6
+        return len(self._waiting) >= WAITING or (len(self._waiting) > 0 and too_much)
 
     def _shed(self, detection: Detection) -> None:
         self.shed += 1
-        log.warning("detection %s has no clip: %d are still being made", detection.id, WAITING)
+        log.warning("detection %s has no clip: %d are still being made", detection.id, len(self._waiting))
         self._making.append(finished(Made(detection)))
 
     def _make(self, detection: Detection, event: Event, samples: Array, first: int) -> Made:

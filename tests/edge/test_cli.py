@@ -304,3 +304,16 @@ def test_channel_that_was_not_scored_is_no_number(capsys: pytest.CaptureFixture[
     detection = Detection(1, "sea", 1.0, 2.0, None, 0.9, (0, 1), (0.9, float("nan")), 0, "fake", "0" * 64)
     Printer(how, Settings())(detection)
     assert text in capsys.readouterr().out
+
+
+def test_small_matrices_are_multiplied_by_one_thread_and_those_of_the_training_by_all() -> None:
+    program = (
+        "import os, sys\n"
+        "from orcawatch.cli import main\n"
+        "try: main([sys.argv[1], '--help'])\n"
+        "except SystemExit: print(os.environ.get('OPENBLAS_NUM_THREADS'))"
+    )
+    given = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    for name, threads in (("run", "1"), ("scan", "1"), ("deploy", "None")):
+        done = subprocess.run([sys.executable, "-c", program, name], capture_output=True, text=True, env=given)
+        assert done.stdout.splitlines()[-1] == threads, name

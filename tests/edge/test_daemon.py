@@ -171,6 +171,20 @@ def test_live_stream_sheds_clips_that_take_too_long_and_a_file_waits(
     assert totals.shed == 0 and all(detection.clip for detection in found)
 
 
+@pytest.mark.parametrize(("megabytes", "shed"), [(0, 2), (1000, 0)])
+def test_what_waits_for_clips_is_bounded_by_its_audio_too(
+    sea: Any, ensemble: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, megabytes: int, shed: int
+) -> None:
+    """A single event is always taken, however long it is."""
+    monkeypatch.setattr(recorder, "WAITING_MB", megabytes)
+    gate = threading.Event()
+    write = recorder.write_clip
+    monkeypatch.setattr(recorder, "write_clip", lambda *about: gate.wait(10) and write(*about))
+    threading.Timer(1.0, gate.set).start()
+    _, totals = listened(FakeSource([(0, sea)], waits=False), ensemble, settings_in(tmp_path))
+    assert (totals.events, totals.shed) == (3, shed)
+
+
 def test_shed_events_do_not_count_as_being_made(
     ensemble: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_audio: Callable[..., Any]
 ) -> None:
