@@ -107,6 +107,7 @@ class EdgeBackbone:
         self._explain_path = explain_path
         self._handle = _opened(explain_path)
         weakref.finalize(self, os.close, self._handle)
+        self._state = _state(self._handle)
         spectrogram, features = (1, *front_end.shape), (1, feature_size)
         self._model.require("features", {"spectrogram": spectrogram}, {"features": features})
         explainer = Model(explain_path, threads, self._handle, prepared=False)
@@ -129,8 +130,10 @@ class EdgeBackbone:
 
         Raises
         ------
-        BundleError : there is no memory to prepare the file, or the disk does not give it.
+        BundleError : there is no memory to prepare the file, the disk does not give it, or it is not the one any more.
         """
+        if _state(self._handle) != self._state:
+            raise BundleError(f"{self._explain_path} was written to since it was checked: copy the bundle again")
         front_end, prepared = self.front_end, None
         maps = [np.zeros((front_end.frames, front_end.shape[1]), np.float32) for _ in spectrograms]
         try:
@@ -143,6 +146,12 @@ class EdgeBackbone:
             if prepared is not None:
                 prepared.close()
         return maps
+
+
+def _state(handle: int) -> tuple[int, int]:
+    """Size and time of change of an open file."""
+    found = os.fstat(handle)
+    return found.st_size, found.st_mtime_ns
 
 
 def _opened(path: Path) -> int:

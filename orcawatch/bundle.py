@@ -37,7 +37,7 @@ class BackboneFile:
     ----------
     name : of the plugin.
     file : with the signature `features`.
-    explain_file : with the signature `explain`.
+    explain_file : with the signature `explain`; the same in bundles from before November 2026.
     feature_size : length of its feature vector.
     front_end : what makes its spectrograms.
     """
@@ -51,7 +51,7 @@ class BackboneFile:
     @property
     def files(self) -> list[str]:
         """Names of its files."""
-        return [self.file, self.explain_file]
+        return list(dict.fromkeys((self.file, self.explain_file)))
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _bundle(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
         entry["name"]: BackboneFile(
             entry["name"],
             entry["file"],
-            entry["explain_file"],
+            entry.get("explain_file", entry["file"]),
             int(entry["feature_size"]),
             _front_end(entry["front_end"]),
         )

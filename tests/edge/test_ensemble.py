@@ -160,6 +160,32 @@ def test_a_bundle_that_is_removed_while_it_listens_still_explains(window: Window
     assert ensemble.explain([window], 1)[0]["vggish"][1].any()
 
 
+def test_a_file_that_is_overwritten_while_it_listens_is_not_run(window: Window, tmp_path: Path) -> None:
+    ensemble = Ensemble(load_bundle(shutil.copytree(SHIPPED, tmp_path / "bundle")))
+    with (tmp_path / "bundle" / "vggish-explain.tflite").open("r+b") as file:
+        file.write(b"other")
+    with pytest.raises(BundleError, match="was written to since it was checked"):
+        ensemble.explain([window], 1)
+
+
+def test_the_relevance_pass_is_prepared_for_an_explanation_only(
+    window: Window, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[str, bool]] = []
+
+    class Seen(Model):
+        def __init__(self, path: Path, *about: Any, prepared: bool = True) -> None:
+            made.append((path.name, prepared))
+            super().__init__(path, *about, prepared=prepared)
+
+    monkeypatch.setattr("orcawatch.backbone.Model", Seen)
+    ensemble = Ensemble(load_bundle(SHIPPED))
+    ensemble.score(window)
+    assert made == [("vggish.tflite", True), ("vggish-explain.tflite", False)]
+    ensemble.explain([window, window], 1)
+    assert made[2:] == [("vggish-explain.tflite", True)]
+
+
 @pytest.mark.parametrize(
     "changes",
     [

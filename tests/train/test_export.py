@@ -150,6 +150,25 @@ def test_every_variant_gives_the_features_and_their_relevance(quantization: str,
     assert found_map.sum() == pytest.approx(features[0].sum(), rel=0.02)
 
 
+def test_a_file_with_both_signatures_as_earlier_bundles_have_them_is_read(tmp_path: Path) -> None:
+    model, spectrograms, relevance = tiny(), RNG.random((1, 16, 12), np.float32), RNG.random((1, 20), np.float32)
+    spectrogram = tf.TensorSpec([1, 16, 12, 1], tf.float32, "spectrogram")
+    both = {
+        "features": (lambda spectrogram: {"features": model(spectrogram)}, [spectrogram]),
+        "explain": (
+            lambda spectrogram, relevance: {"map": rules.backbone_relevance(model, spectrogram, relevance)},
+            [spectrogram, tf.TensorSpec([1, 20], tf.float32, "relevance")],
+        ),
+    }
+    (tmp_path / "both").write_bytes(export._convert(model, both, "dynamic"))
+    (tmp_path / "features").write_bytes(export_features(model, "dynamic"))
+    (tmp_path / "explain").write_bytes(export_relevance(model, "dynamic"))
+    one = EdgeBackbone(tmp_path / "both", tmp_path / "both", Grid(), 20)
+    two = EdgeBackbone(tmp_path / "features", tmp_path / "explain", Grid(), 20)
+    np.testing.assert_array_equal(one.features(spectrograms[0]), two.features(spectrograms[0]))
+    np.testing.assert_array_equal(one.explain(spectrograms, relevance)[0], two.explain(spectrograms, relevance)[0])
+
+
 def test_relevance_comes_back_on_the_rows_grid(tmp_path: Path) -> None:
     class Stretched(Grid):
         def to_rows(self, relevance: np.ndarray) -> np.ndarray:
