@@ -20,6 +20,7 @@ from .service import (
     UPLINK_UNIT,
     installed_output,
     installed_path,
+    needs_uplink,
     run,
     settings_of,
 )
@@ -95,10 +96,10 @@ def other_problems(what: str, unit: str, shown: Mapping[str, str]) -> Iterator[s
 
 
 def sender_problems(config: Path, output: Path) -> Iterator[str]:
-    """The settings leave sending to the uplink, and there is none; settings that cannot be read say nothing here."""
+    """The settings leave sending, or the figures, to the uplink, and there is none; settings that cannot be read say nothing here."""
     try:
         settings = settings_of(MACHINE, config)
-        if settings is not None and settings.uplink == "apart" and settings.sinks and nobody_sends(output):
+        if settings is not None and needs_uplink(settings) and nobody_sends(output):
             yield NOBODY
     except (OrcawatchError, OSError):
         return

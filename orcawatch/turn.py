@@ -11,7 +11,7 @@ from typing import Literal, TextIO
 from .owner import give_to_owner
 
 LOCK = "uplink-lock"
-NOBODY = "nobody sends what waits: run `orcawatch deploy install`, which starts orcawatch-uplink"
+NOBODY = "nobody sends what waits, or hands on `metrics`: run `orcawatch deploy install`, which starts orcawatch-uplink"
 
 
 def take_turn(output: Path, name: str = LOCK) -> TextIO | None:

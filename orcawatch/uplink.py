@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from threading import Event as Flag
 from typing import TYPE_CHECKING, Callable
@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Callable
 import click
 
 from .cli import EXIT_CODES, FAILED, chosen_settings, config_option, logged, output_option
+from .durable import Complaint
 from .errors import InputError, OrcawatchError
 from .serving import RETRY_S, Serving, relayed
 from .turn import take_turn
 
 if TYPE_CHECKING:
     from .config import Settings
+    from .outbox import Outbox
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +92,7 @@ def only_sender(settings: Settings) -> Iterator[None]:
 
 
 def send(path: Path, settings: Settings, stop: Flag) -> int:
-    """Send and hand on until told to stop; the database is waited for where there is none yet."""
+    """Send and hand on until told to stop; the database is waited for where there is none yet, or a damaged one."""
     from .clock import Clocks
     from .outbox import sending
 
@@ -103,11 +105,29 @@ def send(path: Path, settings: Settings, stop: Flag) -> int:
                 return 0
             serving()
         if settings.sinks:
-            outbox = opened.enter_context(sending(path, settings, Clocks()))
-            log.info("sending to %s", ", ".join(outbox.depths()))
+            outbox, complaint = opened.enter_context(closing(sending(path, settings, Clocks()))), Complaint(log)
+            while not begun(outbox, complaint):
+                if stop.wait(RETRY_S):
+                    return 0
+                serving()
+            log.info("sending to %s", ", ".join(sink.queue for sink in settings.sinks))
         while not stop.wait(RETRY_S):
             serving()
     return 0
+
+
+def begun(outbox: Outbox, complaint: Complaint) -> bool:
+    """Start sending, where the database can be read; else complain."""
+    try:
+        outbox.start()
+    except OrcawatchError as fault:
+        complaint.say(
+            f"nothing is sent, and it is tried again: {fault}; where the database is damaged, the watch rescues it when "
+            "it starts (`systemctl restart orcawatch`)"
+        )
+        return False
+    complaint.end("what waits is sent again")
+    return True
 
 
 def handing_on(settings: Settings, opened: ExitStack) -> Callable[[], object]:

@@ -171,6 +171,8 @@ def test_an_uplink_that_nobody_started_is_a_problem(tmp_path: Path) -> None:
 
     apart = "uplink: apart\nsinks: [{kind: jsonl}]\n"
     assert problems(apart) == [NOBODY] and "orcawatch deploy install" in NOBODY
+    assert problems("uplink: apart\nmetrics: {port: 9100}\n") == [NOBODY]  # it hands on the figures
+    assert problems("metrics: {port: 9100}\n") == []
     assert problems("uplink: apart\n") == problems("sinks: [{kind: jsonl}]\n") == problems("uplnk: x\n") == []
     lock = take_turn(tmp_path)
     assert lock is not None and problems(apart) == []

@@ -14,6 +14,7 @@ import time
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Event as Flag
 from threading import Thread
 from typing import Any, Callable
 from urllib.error import HTTPError, URLError
@@ -23,11 +24,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from orcawatch import uplink
 from orcawatch.clock import Clocks
 from orcawatch.config import load_settings
 from orcawatch.outbox import open_outbox
 from orcawatch.store import Store
-from orcawatch.uplink import only_sender
+from orcawatch.uplink import only_sender, send
 
 ORCAWATCH = [sys.executable, "-m", "orcawatch.cli"]
 SETTINGS = "output: out\nuplink: {uplink}\nheartbeat_s: 5\nsinks: [{{kind: jsonl, min_free_mb: 1}}]\n"
@@ -158,6 +160,38 @@ def test_it_sends_for_ever_over_kills_and_alone(tmp_path: Path) -> None:
     assert again.wait(30) == 0
     again.communicate()
     assert arrived(tmp_path) == [*range(40), *range(20)]
+
+
+def test_a_damaged_database_does_not_end_it_and_with_it_the_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It complains once, and sends as soon as there is a whole one."""
+    monkeypatch.setattr(uplink, "RETRY_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    config = settings_file(tmp_path, "apart", f"metrics: {{port: {port}}}\nsinks: [{{kind: jsonl, min_free_mb: 1}}]\n")
+    fill(config, 3)
+    database, stop, ended = tmp_path / "out/detections.sqlite", Flag(), list[int]()
+    whole = database.read_bytes()
+    database.write_bytes(b"x" * len(whole))
+    settings = load_settings(config)
+    thread = Thread(target=lambda: ended.append(send(database, settings, stop)), daemon=True)
+    thread.start()
+    try:
+        wait_for(lambda: read(port)[0] == 503 and "nothing is sent" in caplog.text)
+        time.sleep(1)
+        assert thread.is_alive() and read(port)[0] == 503
+        complaints = [text for text in caplog.messages if text.startswith("nothing is sent")]
+        assert len(complaints) == 1 and "systemctl restart orcawatch" in complaints[0]
+        other = tmp_path / "rescued"
+        other.write_bytes(whole)
+        other.replace(database)
+        wait_for(lambda: waiting(tmp_path) == 0)
+        assert arrived(tmp_path) == [0, 1, 2]
+    finally:
+        stop.set()
+        thread.join(30)
+    assert ended == [0] and "what waits is sent again" in caplog.text
 
 
 def test_it_says_what_it_cannot_do(tmp_path: Path) -> None:
