@@ -96,7 +96,7 @@ def other_problems(what: str, unit: str, shown: Mapping[str, str]) -> Iterator[s
 
 
 def sender_problems(config: Path, output: Path) -> Iterator[str]:
-    """The settings leave sending, or the figures, to the uplink, and there is none; settings that cannot be read say nothing here."""
+    """The settings leave something to the uplink, and there is none; settings that cannot be read say nothing here."""
     try:
         settings = settings_of(MACHINE, config)
         if settings is not None and needs_uplink(settings) and nobody_sends(output):

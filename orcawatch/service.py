@@ -145,7 +145,6 @@ class Service(Upkeep):
 
     def __enter__(self) -> Service:
         self._open.callback(signal.signal, signal.SIGHUP, signal.signal(signal.SIGHUP, self._on_hangup))
-        self._open.callback(self.metrics.close)
         return self
 
     def __exit__(self, *about: object) -> None:
@@ -157,6 +156,7 @@ class Service(Upkeep):
         found, ensemble = daemon.open_working(settings)
         self._bundle = found.bundle
         self._open.enter_context(daemon.only_writer(settings.output))
+        self._open.callback(self.metrics.close)  # while it is the only writer: the next one may have a socket there
         self._look_after(self._open.enter_context(daemon.open_store(settings.output)), self._open)
         self._note(found)
         self.metrics.serve(settings.metrics, settings.output if settings.uplink == "apart" else None)

@@ -31,6 +31,11 @@ JOIN_S = 5.0
 VISITORS = 4  # at once; who comes while there are so many is turned away
 SILENT_S = 5.0  # a visitor that says nothing for so long is turned away, too
 MOST_B = 2**20  # of figures that are handed on
+NO_ADDRESS = "choose another `metrics.port` or `metrics.address`"
+NO_SOCKET = (
+    "move away what lies there, name an `output` on a file system with sockets (vfat and exFAT have none), or say "
+    "`uplink: inside`"
+)
 
 Place = Union[tuple[str, int], Path]  # an address and a port, or a socket's path
 
@@ -67,10 +72,8 @@ class Serving:
             self._running = begun(self._place, self._app)
         except OSError as fault:
             self._retry_at_s = time.monotonic() + RETRY_S
-            self._complaint.say(
-                f"metrics cannot be served at {self._name}: {fault}; where that stays, choose another `metrics.port` "
-                "or `metrics.address`"
-            )
+            cure = NO_SOCKET if isinstance(self._place, Path) else NO_ADDRESS
+            self._complaint.say(f"metrics cannot be served at {self._name}: {fault}; where that stays, {cure}")
         else:
             self._complaint.end(f"metrics are served at {self._name}")
 

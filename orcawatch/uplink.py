@@ -122,8 +122,8 @@ def begun(outbox: Outbox, complaint: Complaint) -> bool:
         outbox.start()
     except OrcawatchError as fault:
         complaint.say(
-            f"nothing is sent, and it is tried again: {fault}; where the database is damaged, the watch rescues it when "
-            "it starts (`systemctl restart orcawatch`)"
+            f"nothing is sent, and it is tried again: {fault}; where the database is damaged, the watch rescues it "
+            "when it starts (`systemctl restart orcawatch`)"
         )
         return False
     complaint.end("what waits is sent again")

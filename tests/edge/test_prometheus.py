@@ -163,6 +163,15 @@ def test_no_file_is_taken_away_for_a_socket(tmp_path: Path, caplog: pytest.LogCa
     assert (tmp_path / serving.SOCKET).read_text() == "mine" and "cannot be served" in caplog.text
 
 
+def test_a_disk_without_sockets_is_told_with_a_cure_that_helps(caplog: pytest.LogCaptureFixture) -> None:
+    """/proc takes none, as vfat does."""
+    metrics = Metrics()
+    metrics.serve(MetricsSettings(port=1), Path("/proc"))
+    metrics.close()
+    (told,) = caplog.messages
+    assert "/proc/metrics-socket: [Errno" in told and "`uplink: inside`" in told and "metrics.port" not in told
+
+
 def test_without_a_port_everything_may_be_called_and_nothing_is_loaded(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom datetime import datetime, timezone\nfrom orcawatch.config import MetricsSettings\n"

@@ -28,7 +28,10 @@ from orcawatch import uplink
 from orcawatch.clock import Clocks
 from orcawatch.config import load_settings
 from orcawatch.outbox import open_outbox
+from orcawatch.prometheus import Metrics
+from orcawatch.service import serve
 from orcawatch.store import Store
+from orcawatch.turn import take_turn
 from orcawatch.uplink import only_sender, send
 
 ORCAWATCH = [sys.executable, "-m", "orcawatch.cli"]
@@ -123,6 +126,22 @@ def test_figures_leave_a_watch_in_no_network_through_the_uplink(tmp_path: Path) 
             for process in processes:
                 process.kill()
                 process.wait()
+
+
+def test_a_watch_lets_go_of_its_socket_before_another_may_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it could remove that of the other."""
+    config, held, close = settings_file(tmp_path, "apart", "metrics: {port: 9100}\n"), list[bool](), Metrics.close
+    soundfile.write(tmp_path / "sea.wav", np.random.default_rng(0).normal(0, 0.01, (3 * 16000, 1)), 16000)
+
+    def looking(metrics: Metrics) -> None:
+        held.append((tmp_path / "out/metrics-socket").is_socket() and take_turn(tmp_path / "out", "lock") is None)
+        close(metrics)
+
+    monkeypatch.setattr(Metrics, "close", looking)
+    serve(lambda: load_settings(config), tmp_path / "sea.wav", False, lambda detection: None, Flag())
+    assert held == [True] and not (tmp_path / "out/metrics-socket").exists()
 
 
 @pytest.mark.parts
