@@ -78,6 +78,14 @@ class Cascade:
         """The same gates, which let everything pass: whatever a window can cost, or break, is then heard."""
         return Cascade(tuple(replace(gate, threshold=-np.inf) for gate in self.gates), self.holds_from)
 
+    @property
+    def plain(self) -> Cascade:
+        """The same gates, which tell nobody."""
+        names = [item.name for item in fields(Gate)]
+        return Cascade(
+            tuple(Gate(**{name: getattr(gate, name) for name in names}) for gate in self.gates), self.holds_from
+        )
+
     def counted(self, stopped: Callable[[str], object]) -> Cascade:
         """The same gates, which call `stopped` with their name for each window of a channel that they stop."""
         names = [item.name for item in fields(Gate)]

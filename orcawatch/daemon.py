@@ -71,7 +71,7 @@ class Shared:
         self._on_score = on_score
         self.scored = 0
         self.stopped: Counter[str] = Counter()
-        self.cascade = ensemble.cascade
+        self.cascade = ensemble.cascade.plain  # its gates may count for an earlier session
 
     @property
     def bundle(self) -> Bundle:

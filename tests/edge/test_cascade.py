@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -125,6 +127,14 @@ def test_a_running_ensemble_takes_another(make_ensemble: Any) -> None:
     assert shared.cascade == CASCADE
     shared.cascade = Cascade((), 0.3)
     assert ensemble.cascade.gates == ()
+
+
+def test_sessions_that_have_ended_are_let_go(make_ensemble: Any) -> None:
+    """Many of them score with one ensemble, one after the other."""
+    ensemble = make_ensemble(cascade=CASCADE)
+    sessions = [weakref.ref(Shared(ensemble)) for _ in range(5)]
+    gc.collect()
+    assert sum(session() is not None for session in sessions) == 1
 
 
 def test_windows_that_a_gate_stops_are_counted_by_channel() -> None:
