@@ -23,8 +23,9 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from orcawatch.attempt import Peak
 from orcawatch.bundle import SHIPPED, Bundle, load_bundle
-from orcawatch.checks import capture_findings, clock_findings, disk_findings, heat_findings
+from orcawatch.checks import capture_findings, clock_findings, disk_findings, heat_findings, memory_finding
 from orcawatch.config import HydrophoneSettings, RetentionSettings, Settings, SinkSettings
 from orcawatch.daemon import DATABASE, open_ensemble
 from orcawatch.doctor import (
@@ -495,6 +496,8 @@ SEEDS = (
     Seed("stop_threshold above the bundle's start", "bundle", "fault", bundle(str, stop_threshold=0.99)),
     Seed("model: 0.35 s a window, hop 0.48 s", "speed", "warning", slow(0.35)),
     Seed("model: 1 s a window, hop 0.48 s", "speed", "fault", slow(1.0)),
+    Seed("model: 300 MB to score, 1200 MB to explain, a machine of 1000 MB", "memory", "fault",
+         lambda folder: [memory_finding(Peak(300, 1200), 1000, snapshots=True)]),
     Seed("processor at 84 C", "heat", "warning", heat(84000, 0)),
     Seed("supply sags now", "power", "fault", heat(50000, 0x50005)),
     Seed("supply sagged before", "power", "warning", heat(50000, 0x50000)),
@@ -509,10 +512,10 @@ SEEDS = (
 HEAD = """# What the doctor says
 
 `orcawatch doctor --config FILE` looks at the settings, the daemon's user and its rights, the disk, the database, the
-clock, heat and supply, the bundle and its speed, the sinks (a connection is opened, nothing is sent), the sound card,
-and ten seconds of its sound. `--input FILE` looks at the sound of a file instead, `--seconds` listens longer, `--user`
-asks for the rights of another user (root only), `--json` prints for programs. A sound card has room for one: stop the
-service first. Time zones do not matter: everything is in UTC.
+clock, heat and supply, the bundle, its memory and its speed, the sinks (a connection is opened, nothing is sent), the
+sound card, and ten seconds of its sound. `--input FILE` looks at the sound of a file instead, `--seconds` listens
+longer, `--user` asks for the rights of another user (root only), `--json` prints for programs. A sound card has room
+for one: stop the service first. Time zones do not matter: everything is in UTC.
 
 | exit code | |
 |---|---|

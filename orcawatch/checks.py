@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .attempt import Peak
 from .config import RetentionSettings
 from .findings import FAULT, OK, SKIPPED, WARNING, Finding, count, halves
 from .soundcard import Opened, plain
@@ -19,6 +20,7 @@ EARLIEST_YEAR = 2024  # a clock before this was never set
 SLOW_WRITE_S = 1.0
 CLIPS_MB = 100.0  # room for clips below which a disk is nearly full
 FEW_INODES = 1000
+UNIT_SHARE = 0.75  # of the machine's memory, `MemoryMax=` of the service's unit
 BUSY_SHARE = 0.6  # of real time, beyond which a warm day or a burst of calls makes the ladder step in
 HOT_C = 75.0  # a Raspberry Pi slows down at 80
 MEMORY_DISKS = ("tmpfs", "ramfs")
@@ -245,6 +247,21 @@ def speed_finding(share: float, channels: int, hop_s: float, threads: int, cores
     if share > BUSY_SHARE:
         return Finding("speed", WARNING, f"{found}: no room for snapshots and warm days", cure)
     return Finding("speed", OK, found)
+
+
+def memory_finding(peak: Peak, machine_mb: float, snapshots: bool) -> Finding:
+    """Whether the service may have the memory that a bundle took in a process of its own."""
+    need_mb = peak.explain_mb if snapshots else peak.score_mb
+    what = "scoring and explaining a window" if snapshots else "scoring a window (`snapshots: false`)"
+    found = (
+        f"{what} took up to {need_mb:.0f} MB; the service may have {UNIT_SHARE:.0%} of {machine_mb:.0f} MB, which is "
+        f"{UNIT_SHARE * machine_mb:.0f} MB"
+    )
+    if need_mb <= UNIT_SHARE * machine_mb:
+        return Finding("memory", OK, found)
+    ending = "it would be ended at the first detection" if need_mb > peak.score_mb else "it would be ended"
+    spare = "say `snapshots: false`, or " if snapshots and peak.score_mb <= UNIT_SHARE * machine_mb else ""
+    return Finding("memory", FAULT, f"{found}: {ending}", f"{spare}use a smaller bundle (orcawatch deploy budget)")
 
 
 def heat_findings(temperatures_c: Mapping[str, float], throttled: int | None) -> Iterator[Finding]:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import pages
-from .attempt import try_named
+from .attempt import try_out
 from .bundle import Bundle
 from .bundles import in_force
 from .channels import check_hydrophones, chosen_channels
@@ -38,6 +38,7 @@ from .checks import (
     folder_finding,
     heat_findings,
     hidden_finding,
+    memory_finding,
     sink_finding,
     speed_finding,
     unread_finding,
@@ -98,6 +99,7 @@ class Machine:
     thermal : folder of the temperatures.
     throttled : flags of a Raspberry Pi's supply.
     mounts : table of the file systems.
+    meminfo : how much memory it has.
     """
 
     sound: Path = Path("/dev/snd")
@@ -105,6 +107,7 @@ class Machine:
     thermal: Path = Path("/sys/class/thermal")
     throttled: Path = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")
     mounts: Path = Path("/proc/self/mounts")
+    meminfo: Path = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ def examine(
         read_database_as(user, settings.output / DATABASE),
         *clock_findings(*read_clock(clocks or Clocks()), has_rtc=machine.rtc.exists()),
         *heat_findings(temperatures_c(machine.thermal), read_throttled(machine.throttled)),
-        *model_findings(settings, load, *expected_shape(settings, sound), os.cpu_count() or 1),
+        *model_findings(settings, load, *expected_shape(settings, sound), os.cpu_count() or 1, machine=machine),
         *[reach(sink) for sink in settings.sinks],
         *heard,
         *sound_findings(settings, sound),
@@ -323,22 +326,22 @@ def model_findings(
     channels: int,
     cores: int,
     timer: Callable[[], float] = time.perf_counter,
+    machine: Machine = Machine(),
 ) -> Iterator[Finding]:
-    """Whether the bundle is whole and computes, and how fast it does that for so many channels.
+    """Whether the bundle is whole and computes, in what memory, and how fast it does that for so many channels.
 
-    One that the settings name is tried in another process first: it could end this one.
+    It is tried in another process first: it could end this one, and explains there, as otherwise only a detection does.
     """
     yield from fall_back_findings(settings)
     try:
-        if settings.bundle is not None:
-            in_force(settings, lambda bundle: try_named(bundle, settings))
+        peak = try_out(in_force(settings).bundle.folder)
         ensemble = load(settings)
         silence = score_silence(ensemble)
     except OrcawatchError as fault:
         yield Finding("bundle", FAULT, *halves(str(fault)))
         return
-    tried = "" if settings.bundle is None else ", and it was tried in another process"
-    yield Finding("bundle", OK, f"{about(ensemble.bundle)}; silence scores {silence:.3f}{tried}")
+    yield Finding("bundle", OK, f"{about(ensemble.bundle)}; silence scores {silence:.3f}")
+    yield memory_finding(peak, read_memory_mb(machine.meminfo), settings.snapshots)
     try:
         share = share_of_real_time(ensemble, rate_hz, channels, timer)
     except OrcawatchError as fault:
@@ -381,6 +384,12 @@ def share_of_real_time(
 def read_clock(clocks: Timekeeper) -> tuple[bool | None, Any]:
     """Whether the clock is synchronised, and what it says."""
     return clocks.synchronised(), clocks.utc()
+
+
+def read_memory_mb(meminfo: Path) -> float:
+    """The machine's memory, in MB of 10**6 bytes."""
+    lines = meminfo.read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemTotal:")) * 1024 / 1e6
 
 
 def read_throttled(path: Path) -> int | None:

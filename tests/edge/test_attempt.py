@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from orcawatch import attempt
-from orcawatch.attempt import TRIED, try_named_once, try_out
+from orcawatch.attempt import TRIED, main, try_named_once, try_out
+from orcawatch.backbone import EdgeBackbone
 from orcawatch.bundle import SHIPPED, load_bundle, manifest_digest, sha256
 from orcawatch.config import Settings
 from orcawatch.errors import BundleError
@@ -22,8 +23,27 @@ from orcawatch.errors import BundleError
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
-def test_whole_bundle_passes() -> None:
-    try_out(SHIPPED)
+def test_whole_bundle_passes_and_its_memory_is_its_own() -> None:
+    """Not that of the process that asks, which is larger here; explaining takes more than scoring."""
+    held = np.ones(60_000_000, np.float32)
+    score_mb, explain_mb = try_out(SHIPPED)
+    assert 30 < score_mb < explain_mb - 10 < held.nbytes / 1e6
+
+
+def test_every_backbone_explains_whatever_the_noise_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has no part in the noise's confidence is not prepared for it."""
+    asked: dict[Path, list[np.ndarray]] = {}
+    explain = EdgeBackbone.explain
+
+    def noted(self: EdgeBackbone, spectrograms: list[np.ndarray], relevance: list[np.ndarray]) -> list[np.ndarray]:
+        asked.setdefault(self._explain_path, []).extend(relevance)
+        return explain(self, spectrograms, relevance)
+
+    monkeypatch.setattr(EdgeBackbone, "explain", noted)
+    assert main(SHIPPED) == 0
+    bundle = load_bundle(SHIPPED)
+    assert set(asked) == {bundle.folder / entry.explain_file for entry in bundle.backbones.values()}
+    assert all(any((part == 1).all() for part in parts) for parts in asked.values())
 
 
 @pytest.fixture
@@ -105,6 +125,11 @@ def test_a_named_bundle_is_tried_once(tmp_path: Path, monkeypatch: pytest.Monkey
     try_named_once(bundle, settings)
     try_named_once(bundle, settings)
     assert len(tried) == 5
+    note.rmdir()
+    note.symlink_to("/proc/self/mem")  # to read it fails (EIO)
+    try_named_once(bundle, settings)
+    assert len(tried) == 6 and note.read_bytes().startswith(bundle.digest.encode())
+    tried.pop()
     try_named_once(bundle, Settings(output=tmp_path / "other"))
     assert len(tried) == 5 and not (tmp_path / "other").exists()
 
@@ -119,7 +144,11 @@ def test_the_note_belongs_to_the_owner_of_the_folder(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize(
     ("what", "words"),
-    [("kill -SEGV $$", r"ends the process that runs it \(signal 11\)"), ("exec sleep 60", "in 0.5 s")],
+    [
+        ("kill -SEGV $$", r"ends the process that runs it \(signal 11\)"),
+        ("kill -KILL $$", "signal 9, as where the memory is too small: use a smaller bundle"),
+        ("exec sleep 60", "in 0.5 s"),
+    ],
 )
 def test_model_that_crashes_or_hangs_harms_no_other_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, words: str

@@ -20,9 +20,12 @@ from click.testing import CliRunner
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from orcawatch import doctor
+from orcawatch import checks, doctor
+from orcawatch.attempt import try_out
+from orcawatch.bundle import SHIPPED
 from orcawatch.checks import fitted_rate
 from orcawatch.config import HydrophoneSettings, Settings, SinkSettings, SourceSettings
+from orcawatch.daemon import open_ensemble
 from orcawatch.doctor import (
     Machine,
     acting_as,
@@ -30,6 +33,7 @@ from orcawatch.doctor import (
     examine,
     far_side,
     find_person,
+    model_findings,
     permission_findings,
     reach,
     read_database,
@@ -394,6 +398,31 @@ def test_old_database_is_no_fault(tmp_path: Path) -> None:
         connection.execute("PRAGMA user_version = 1")
     found = read_database(tmp_path / "d.sqlite")
     assert found.level == OK and "schema 1 becomes" in found.found
+
+
+# The model.
+
+
+def test_memory_that_only_a_detection_would_take_is_told(tmp_path: Path) -> None:
+    """On a machine on which the shipped bundle scores, and cannot explain; by the share that the unit allows."""
+    unit = (ROOT / "systemd" / "orcawatch.service").read_text()
+    assert f"\nMemoryMax={checks.UNIT_SHARE:.0%}\n" in unit
+    between_mb = sum(try_out(SHIPPED)) / 2 / checks.UNIT_SHARE
+
+    def asked(snapshots: bool, memory_mb: float) -> Finding:
+        (tmp_path / "meminfo").write_text(f"MemTotal: {memory_mb * 1e6 / 1024:.0f} kB\nMemFree: 1 kB\n")
+        machine = Machine(meminfo=tmp_path / "meminfo")
+        found = model_findings(
+            Settings(output=tmp_path, snapshots=snapshots), open_ensemble, 16000, 1, 1, machine=machine
+        )
+        (finding,) = [finding for finding in found if finding.check == "memory"]
+        return finding
+
+    needs = asked(True, between_mb)
+    assert needs.level == FAULT and "at the first detection" in needs.found and "`snapshots: false`" in needs.cure
+    assert asked(False, between_mb).level == asked(True, 2 * between_mb).level == OK
+    never = asked(True, between_mb / 4)
+    assert never.level == FAULT and "snapshots" not in never.cure
 
 
 # The sinks.
