@@ -21,7 +21,6 @@ from .durable import sync_folder
 from .errors import InputError, OrcawatchError
 from .schema import STEPS, migrate
 from .store import DamagedError, Store, connected, look_through
-from .times import YEARS
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +51,11 @@ IMPOSSIBLE: Mapping[str, str] = {
     "OR kind NOT IN ('recorded', 'gap', 'off_duty', 'shed')",
     "sessions": "started_steady_s IS NULL OR rate_hz < 1",
 }
-FORM = "____-__-__T__:__:__%+00:00"  # of a time, with microseconds or without
-LENGTHS = "25, 32"
+ZONED = "*[+-][0-9][0-9]:[0-9][0-9]"  # how a time with a zone ends; earlier versions wrote others than UTC, too
+FORM = f"[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]:[0-9][0-9]:[0-9][0-9]{ZONED}"
+LENGTHS = "25, 32"  # of a time, without microseconds and with them
+FIRST, END = "0002", "9999"  # years: outside, what is a day later is no time in Python
+LOOSE = 3  # schemas before this one were written under rules that were less strict; its step sets the times right
 STORED = {"INTEGER": ("integer",), "REAL": ("real", "integer"), "TEXT": ("text",), "BLOB": ("blob", "text")}
 NONE = (1, 0)
 SEQUENCES = (0, 10)  # numbers of the rows in which SQLite keeps the highest ones that were given
@@ -85,6 +87,22 @@ class Table:
         return len(values) + 1 in self.counts and all(
             not needed if value is None else isinstance(value, kinds)
             for value, kinds, needed in zip(values, self.kinds[1:], self.needed[1:])
+        )
+
+    def is_named(self, there: Collection[str]) -> bool:
+        """Whether these are the columns of one schema or another, and perhaps some of somebody's own."""
+        ours = set(self.columns).intersection(there)
+        return any(ours == set(self.columns[:count]) for count in self.counts)
+
+    def of(self, there: Collection[str]) -> Table:
+        """The same with those columns only that are there."""
+        kept = [place for place, name in enumerate(self.columns) if name in there]
+        return Table(
+            self.name,
+            tuple(self.columns[place] for place in kept),
+            tuple(self.kinds[place] for place in kept),
+            tuple(self.needed[place] for place in kept),
+            frozenset({len(kept)}),
         )
 
 
@@ -145,13 +163,20 @@ def found_by_sqlite(path: Path) -> str | None:
 
 
 def strange_tables(path: Path) -> list[str]:
-    """Tables whose columns are not those of the file's version, though SQLite takes them; nothing as `garbled_rows`."""
+    """Tables without the columns of the file's version, though SQLite takes them; nothing as `garbled_rows`."""
     with suppress(sqlite3.Error), closing(connected(path, "mode=ro")) as connection:
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        version = _version(connection)
         if 0 <= version <= len(STEPS):
             right = _schema(version)
-            return [name for name in _schema(len(STEPS)) if _columns(connection, name) != right.get(name, [])]
+            return [name for name in _schema(len(STEPS)) if _strange(_columns(connection, name), right.get(name))]
     return []
+
+
+def _strange(there: Sequence[tuple[Any, ...]], right: Sequence[tuple[Any, ...]] | None) -> bool:
+    """Whether columns are not the right ones; others beside them may be somebody's own."""
+    if right is None:
+        return bool(there)
+    return not {column[1:] for column in right} <= {column[1:] for column in there}
 
 
 @cache
@@ -169,9 +194,10 @@ def garbled_rows(path: Path) -> dict[str, int]:
     """
     with suppress(sqlite3.Error), closing(connected(path, "mode=ro")) as connection:
         there = set(_names(connection))
+        strict = _version(connection) >= LOOSE
         counts = {
             table.name: connection.execute(
-                f"SELECT count(*) FROM {table.name} WHERE {garbled(connection, table.name)}"
+                f"SELECT count(*) FROM {table.name} WHERE {garbled(connection, table, strict)}"
             ).fetchone()[0]
             for table in tables()
             if table.name in there
@@ -180,40 +206,55 @@ def garbled_rows(path: Path) -> dict[str, int]:
     return {}
 
 
-def garbled(connection: sqlite3.Connection, table: str) -> str:
+def garbled(connection: sqlite3.Connection, table: Table, strict: bool = True) -> str:
     """SQL that is true for a row of a table with a value of another kind, a time that is none, or a list that is none.
 
-    What SQLite converts by itself (a whole number in a column of real ones) is right.
+    What SQLite converts by itself (a whole number in a column of real ones) is right, so is all in columns that are
+    somebody's own.
+
+    Parameters
+    ----------
+    connection : to the file.
+    table : one of `tables`.
+    strict : whether to demand what holds from schema `LOOSE` on.
     """
-    return _garbled(
-        table, tuple((name, kind, bool(needed)) for _, name, kind, needed, *_ in _columns(connection, table))
-    )
+    columns = ((name, kind, bool(needed)) for _, name, kind, needed, *_ in _columns(connection, table.name))
+    return _garbled(table.name, tuple(column for column in columns if column[0] in table.columns), strict)
 
 
 @cache
-def _garbled(table: str, columns: tuple[tuple[str, str, bool], ...]) -> str:
+def _garbled(table: str, columns: tuple[tuple[str, str, bool], ...], strict: bool) -> str:
     found = [
-        f"(+{name} IS NOT NULL AND ({wrong(name, kind)}))" + (f" OR +{name} IS NULL" if needed else "")
+        f"(+{name} IS NOT NULL AND ({wrong(name, kind, strict)}))" + (f" OR +{name} IS NULL" if needed else "")
         for name, kind, needed in columns
         if kind in STORED
     ]
-    return " OR ".join([*found, IMPOSSIBLE.get(table, "0")])
+    return " OR ".join([*found, IMPOSSIBLE.get(table, "0") if strict else "0"])
 
 
-def wrong(name: str, kind: str) -> str:
-    """SQL that is true for a value, not NULL, that a column of some name and kind cannot hold."""
+def wrong(name: str, kind: str, strict: bool) -> str:
+    """SQL that is true for a value, not NULL, that a column of some name and kind cannot hold; as `garbled`."""
     stored = ", ".join(f"'{one}'" for one in STORED[kind])
     found = f"typeof(+{name}) NOT IN ({stored})"
     if name in LISTS:
         return f"{found} OR NOT json_valid({name}) OR json_type({name}) <> 'array'"
     if name == "numbers":
         return f"{found} OR NOT json_valid({name}) OR json_type({name}) <> 'object'"
-    if name.endswith(TIMES):  # SQLite takes a 30th of February, an hour 24, a time without a zone
-        day = f"strftime('%d', julianday(substr({name}, 1, 10))) <> substr({name}, 9, 2)"
-        form = f"{name} NOT LIKE '{FORM}' OR length(CAST({name} AS BLOB)) NOT IN ({LENGTHS})"
-        years = f"{name} < '{YEARS[0]}' OR {name} >= '{YEARS[1]}'"
-        return f"{found} OR {form} OR {years} OR julianday({name}) IS NULL OR {day} OR substr({name}, 12, 2) > '23'"
-    return f"{found} OR {name} NOT BETWEEN {-LARGEST} AND {LARGEST}" if kind == "REAL" else found
+    if name.endswith(TIMES):
+        return f"{found} OR {no_time(name)}" + (f" OR {no_stamp(name)}" if strict else "")
+    return f"{found} OR {name} NOT BETWEEN {-LARGEST} AND {LARGEST}" if strict and kind == "REAL" else found
+
+
+def no_time(name: str) -> str:
+    """SQL that is true for a text that is no time; SQLite takes a 30th of February, and an hour 24."""
+    day = f"strftime('%d', julianday(substr({name}, 1, 10))) <> substr({name}, 9, 2)"
+    return f"julianday({name}) IS NULL OR {day} OR substr({name}, 12, 2) > '23'"
+
+
+def no_stamp(name: str) -> str:
+    """SQL that is true for a time that this version neither writes nor reads; SQLite takes one without a zone."""
+    form = f"{name} NOT GLOB '{FORM}' OR length(CAST({name} AS BLOB)) NOT IN ({LENGTHS})"
+    return f"{form} OR {name} < '{FIRST}' OR {name} >= '{END}'"
 
 
 def write_ahead_of(path: Path) -> bytes:
@@ -336,6 +377,10 @@ def _names(connection: sqlite3.Connection) -> list[str]:
     return [name for (name,) in connection.execute(query)]
 
 
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
 def _columns(connection: sqlite3.Connection, name: str) -> list[tuple[Any, ...]]:
     return connection.execute(f"PRAGMA table_info({name})").fetchall()
 
@@ -355,6 +400,7 @@ def copy_rows(connection: sqlite3.Connection, aside: Path, known: Sequence[Table
     """Insert every row that can be read, the newest state of it first; the highest number that each table gave.
 
     First what the write-ahead log holds, then what SQLite reads, then from the raw pages what SQLite did not reach.
+    Where names of columns are damaged, SQLite comes last: in the raw pages there are no names.
     """
     found = pages.write_ahead(write_ahead_of(aside))
     page_b = len(found.frames[0].page) if found.frames else pages.size_of_pages(aside)
@@ -375,13 +421,22 @@ def copy_rows(connection: sqlite3.Connection, aside: Path, known: Sequence[Table
     there = pages.pages_of(aside, page_b)
     highest |= insert_raw(connection, there, both, of_raw, [SEQUENCES, *(holes[table.name] for table in of_raw)])
     weed(connection, known)
+    copy_by_sqlite(connection, aside, known, misnamed=True)
+    weed(connection, known)
     return highest
 
 
 def weed(connection: sqlite3.Connection, known: Iterable[Table]) -> None:
-    """Take garbled rows out, so that an older state of them may come in, and what does not fit them."""
+    """Take garbled rows out, so that an older state of them may come in, and what does not fit them.
+
+    Schemas before the third had detections in other zones; as its step does, these are told in UTC.
+    """
+    connection.execute(
+        "UPDATE detections SET start_utc = strftime('%Y-%m-%dT%H:%M:%f', start_utc) || '000+00:00' "
+        f"WHERE start_utc NOT LIKE '%+00:00' AND start_utc GLOB '{ZONED}' AND NOT ({no_time('start_utc')})"
+    )
     for table in known:
-        connection.execute(f"DELETE FROM {table.name} WHERE {garbled(connection, table.name)}")
+        connection.execute(f"DELETE FROM {table.name} WHERE {garbled(connection, table)}")
 
 
 def insert_raw(
@@ -432,30 +487,29 @@ def insert(
 
 
 def copy_by_sqlite(
-    connection: sqlite3.Connection, aside: Path, known: Iterable[Table]
+    connection: sqlite3.Connection, aside: Path, known: Iterable[Table], misnamed: bool = False
 ) -> Mapping[str, tuple[int, int]]:
     """What SQLite can read of each table, from both ends up to a damaged page; the numbers between, by table.
 
-    It deletes the write-ahead log of an empty file, even where it is to read only.
+    Only tables whose columns have the right names, or only the others. SQLite deletes the write-ahead log of an empty
+    file, even where it is to read only.
     """
     holes = {table.name: pages.EVERYTHING for table in known}
     if aside.stat().st_size == 0:
         return holes
     with suppress(sqlite3.Error), closing(connected(aside, "mode=ro")) as old:  # the raw pages are read after this
         for table in known:
-            holes[table.name] = _copy_table(connection, old, table)
+            there = [column[1] for column in _columns(old, table.name)]
+            if misnamed is not (table.name in ONLY_BY_SQLITE or table.is_named(there)):
+                holes[table.name] = _copy_table(connection, old, table.of(there))
     return holes
 
 
 def _copy_table(connection: sqlite3.Connection, old: sqlite3.Connection, table: Table) -> tuple[int, int]:
-    there = tuple(column[1] for column in _columns(old, table.name))
-    if there != table.columns[: len(there)] and table.name not in ONLY_BY_SQLITE:
-        return pages.EVERYTHING  # in the raw pages there are no names that could be damaged
-    columns = tuple(name for name in table.columns if name in there)
     ends = []
     for order in ("ASC", "DESC"):
-        run = Run(old, table, columns, order)
-        insert(connection, table, columns, run.rows())
+        run = Run(old, table, order)
+        insert(connection, table, table.columns, run.rows())
         if run.whole:
             return NONE
         ends.append(run.last)
@@ -469,7 +523,7 @@ class Run:
     Parameters
     ----------
     old : the damaged database.
-    table, columns : what to read.
+    table : with the columns to read.
     order : `ASC` or `DESC`.
 
     Attributes
@@ -478,12 +532,12 @@ class Run:
     whole : whether the end of the table was reached.
     """
 
-    def __init__(self, old: sqlite3.Connection, table: Table, columns: Sequence[str], order: str) -> None:
+    def __init__(self, old: sqlite3.Connection, table: Table, order: str) -> None:
         self.last: int | None = None
         self.whole = False
         self._old = old
         self._table = table
-        self._query = f"SELECT {', '.join(columns)} FROM {table.name} ORDER BY id {order}"
+        self._query = f"SELECT {', '.join(table.columns)} FROM {table.name} ORDER BY id {order}"
         self._sign = 1 if order == "ASC" else -1
 
     def rows(self) -> Iterator[tuple[Any, ...]]:

@@ -296,6 +296,26 @@ def test_a_database_of_version_1_is_rescued(tmp_path: Path) -> None:
     assert all((row.start_s, row.station, row.verdict) == (row.id - 1, "north", None) for row in rows if row.id)
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_database_of_an_older_version_keeps_times_in_other_zones(tmp_path: Path, version: int, damaged: bool) -> None:
+    """Its times are told in UTC when it is brought up to date, which comes after it was looked through."""
+    file = tmp_path / "d.sqlite"
+    columns = COLUMNS.split(", ")[1:15]
+    with closing(sqlite3.connect(file)) as connection, connection:
+        migrate(connection, 0, STEPS[:version])
+        values = ("sea", 0, 1.5, "2024-05-01T12:00:00+02:00", 0.5, "[0]", "[0.5]", 0, "b", "d", None, None, "{}", "n")
+        connection.execute(f"INSERT INTO detections ({', '.join(columns)}) VALUES ({', '.join('?' * 14)})", values)
+    if damaged:
+        file.write_bytes(file.read_bytes() + b"cut")
+    for _ in range(2):
+        with open_store(file) as store:
+            (row,) = store.detections()
+        assert row.start_utc == datetime(2024, 5, 1, 10, tzinfo=timezone.utc)
+        assert row.start_utc.utcoffset() == timedelta(0)
+    assert len(list(tmp_path.glob("*damaged*Z"))) == damaged
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -485,6 +505,69 @@ def test_a_schema_that_is_not_that_of_its_version_is_damage(
     content[at : at + len(right)] = wrong
     file.write_bytes(content)
     assert rescued(file, contents(file.parent)) == {**whole, 7: replace(whole[7], bearing_deg=123.5)}
+
+
+OWN = ("ALTER TABLE detections ADD COLUMN ecotype TEXT", "ALTER TABLE levels ADD COLUMN checked_utc TEXT")
+
+
+def add_columns(file: Path) -> None:
+    """As somebody may do with SQLite's own tools."""
+    with closing(sqlite3.connect(file)) as connection, connection:
+        for statement in OWN:
+            connection.execute(statement)
+        connection.execute("UPDATE detections SET ecotype = 'Bigg''s', bearing_deg = 123.5")
+        connection.execute("UPDATE levels SET checked_utc = 'on Monday'")
+
+
+def test_a_column_that_somebody_added_is_no_damage(path: Callable[[str], Path], whole: dict[int, Detection]) -> None:
+    file = path("closed")
+    add_columns(file)
+    with open_store(file) as store:
+        assert {row.id: row for row in store.detections()} == {
+            id: replace(row, bearing_deg=123.5) for id, row in whole.items()
+        }
+        with store.transaction() as connection:
+            assert connection.execute("SELECT DISTINCT ecotype FROM detections").fetchall() == [("Bigg's",)]
+    assert not list(file.parent.glob("*damaged*"))
+
+
+@pytest.mark.parametrize(("right", "wrong"), [(b"", b""), (b"bearing_deg REAL", b"bearing_hog REAL")])
+def test_what_sqlite_reads_by_name_is_rescued_whatever_the_columns(
+    path: Callable[[str], Path], whole: dict[int, Detection], right: bytes, wrong: bytes
+) -> None:
+    """In the raw pages rows have a length that no schema of ours has."""
+    file = path("closed")
+    add_columns(file)
+    content = file.read_bytes() + b"cut"
+    assert right in content
+    file.write_bytes(content.replace(right, wrong, 1) if right else content)
+    bearing_deg = None if right else 123.5
+    found = rescued(file, contents(file.parent))
+    assert found == {id: replace(row, bearing_deg=bearing_deg) for id, row in whole.items()}
+    with open_store(file) as store, store.transaction() as connection:
+        assert connection.execute("SELECT count(*) FROM levels").fetchone()[0] == ROWS
+
+
+@pytest.mark.parametrize(
+    "utc", ["1601-01-01T00:00:00+00:00", "1899-12-31T23:59:59.500000+00:00", "2200-01-01T00:00:00+00:00"]
+)
+def test_times_that_a_clock_or_a_name_may_tell_are_no_damage(path: Callable[[str], Path], utc: str) -> None:
+    file = path("closed")
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE detections SET start_utc = ? WHERE id = 1", (utc,))
+        connection.execute("UPDATE ledger SET start_utc = ?, end_utc = ? WHERE id = 1", (utc, utc))
+    with open_store(file) as store:
+        assert next(row for row in store.detections() if row.id == 1).start_utc == datetime.fromisoformat(utc)
+    assert not list(file.parent.glob("*damaged*"))
+
+
+def test_levels_in_the_zone_of_their_source_are_no_damage(path: Callable[[str], Path]) -> None:
+    """Earlier versions wrote these."""
+    file = path("closed")
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE levels SET start_utc = '2026-03-01T12:00:00-08:00'")
+    open_store(file).close()
+    assert not list(file.parent.glob("*damaged*"))
 
 
 def test_an_index_that_holds_other_values_than_its_table_is_damage(
