@@ -12,7 +12,7 @@ import math
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 
 import numpy as np
 from numpy.typing import NDArray
@@ -256,7 +256,7 @@ def put(
             session,
             levels.start_sample,
             levels.end_sample,
-            None if start_utc is None else start_utc.isoformat(),
+            None if start_utc is None else start_utc.astimezone(timezone.utc).isoformat(),
             _text(levels.levels_db),
             _text(levels.peaks_db),
             json.dumps(levels.clipped),

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ def test_level_of_a_clip() -> None:
 
 
 def test_rows_in_the_database(tmp_path: Path) -> None:
-    start_utc = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
+    start_utc = datetime(2026, 3, 1, 14, tzinfo=timezone(timedelta(hours=2)))
     row = Levels(0, 32000, (101.23456, math.nan), (120.0, math.nan), (3, 0), PRESSURE)
     with Store(tmp_path / "detections.sqlite") as store:
         with store.transaction() as connection:
