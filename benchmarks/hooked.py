@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 import threading
 import time
@@ -163,6 +164,7 @@ def now() -> dict[str, float]:
 
 def main() -> None:
     """Run the command; write the figures when it ends."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the command does, before NumPy is loaded
     from orcawatch import cli, service
 
     watch = Watch()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
@@ -45,6 +46,8 @@ MODULES = {
     "serve": ("web.command", "Review detections in the browser."),
     "uplink": ("uplink", "Send what waits for the sinks, beside a watch without a network."),
 }
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+LARGE_BYTES = 1 << 20
 FAILED = 1
 SKIPPED = 3
 EXIT_CODES = """\b
@@ -63,6 +66,17 @@ EXTRAS = {
 }
 
 
+def be_frugal() -> None:
+    """Set up a process that listens, before NumPy is loaded.
+
+    Its matrices are small: more threads would wait for each other. And memory of large arrays goes back to the system
+    when they are dropped; left alone, glibc keeps more and more of it for the next ones.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    with suppress(OSError, TypeError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+
+
 class Root(click.Group):
     """The commands here, and those of the entry-point group `orcawatch.commands`, loaded when they are called."""
 
@@ -71,11 +85,11 @@ class Root(click.Group):
         return sorted({*super().list_commands(ctx), *MODULES, *entry_points(GROUP)})
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """The command, loaded; ours multiply small matrices only, for which more threads wait for each other."""
+        """The command, loaded."""
         if name not in MODULES and name not in self.commands:
             entry = entry_points(GROUP).get(name)
             return None if entry is None else load_command(entry)
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is loaded
+        be_frugal()
         return load_module_command(MODULES[name][0]) if name in MODULES else super().get_command(ctx, name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -20,6 +20,7 @@ Array = NDArray[np.float32]
 log = logging.getLogger(__name__)
 
 FLAC_CHANNELS = 8  # the format's limit
+ROWS_AT_ONCE = 1 << 14  # that are encoded
 FULL_SCALE = 2**23  # steps of a 24-bit sample
 
 
@@ -166,22 +167,28 @@ def write_clip(
         raise ValueError(f"kind of a clip must be flac or wav, not {kind!r}")
     kind = kind if samples.shape[1] <= FLAC_CHANNELS else "wav"
     path = path.with_suffix(f".{kind}")
-    steps, altered = _to_24_bit(samples)
+    content, altered = _encoded(samples, rate_hz, None if metadata is None else guano_text(metadata), kind)
     if altered:
         log.warning("%s: %d of %d samples were beyond full scale or no number", path, altered, samples.size)
-    write_bytes(path, _encoded(steps, rate_hz, None if metadata is None else guano_text(metadata), kind))
+    write_bytes(path, content)
     return path
 
 
-def _encoded(steps: NDArray[np.int32], rate_hz: int, text: str | None, kind: str) -> bytes:
-    """The file's bytes. WAV is plain PCM without speaker positions, which hydrophones have none of."""
-    encoded = io.BytesIO()
-    with soundfile.SoundFile(encoded, "w", rate_hz, steps.shape[1], "PCM_24", format=kind.upper()) as file:
+def _encoded(samples: Array, rate_hz: int, text: str | None, kind: str) -> tuple[bytes, int]:
+    """The file's bytes, and how many samples were altered; made piece by piece, for the steps take much room.
+
+    WAV is plain PCM without speaker positions, which hydrophones have none of.
+    """
+    encoded, altered = io.BytesIO(), 0
+    with soundfile.SoundFile(encoded, "w", rate_hz, samples.shape[1], "PCM_24", format=kind.upper()) as file:
         if text is not None and kind == "flac":
             file.comment = text
-        file.write(steps)
+        for first in range(0, len(samples), ROWS_AT_ONCE):
+            steps, beyond = _to_24_bit(samples[first : first + ROWS_AT_ONCE])
+            file.write(steps)
+            altered += beyond
     content = encoded.getvalue()
-    return content if text is None or kind == "flac" else with_guano_chunk(content, text)
+    return content if text is None or kind == "flac" else with_guano_chunk(content, text), altered
 
 
 def _to_24_bit(samples: Array) -> tuple[NDArray[np.int32], int]:

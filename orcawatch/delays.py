@@ -25,6 +25,8 @@ QUIET_SHARE = 0.25  # of the frames, taken as background
 STRONGEST = 30.0  # signal-to-noise ratio beyond which a cell counts no more
 OVER = 4.0  # times the background: by as much less is a cell's power counted, so that noise alone has no weight
 CHUNK_S = 10.0  # sound that is looked at in one go
+SMOOTH_BINS = 5
+BINS_AT_ONCE = 128
 CHUNKS = 4
 FINER = 8  # lags of a correlation for each sample
 TINY = 1e-20
@@ -91,7 +93,7 @@ def common(samples: Array, rate_hz: int, longest_s: float) -> Common | None:
         return None
     hz = np.fft.rfftfreq(size, 1 / rate_hz)
     inside = (hz >= BAND_HZ[0]) & (hz <= min(BAND_HZ[1], 0.45 * rate_hz))
-    parts = [_sums(_spectra(chunk, size)[:, :, inside]) for chunk in _chunks(samples, rate_hz, size)]
+    parts = [_sums(_spectra(chunk, size, inside)) for chunk in _chunks(samples, rate_hz, size)]
     cross, weights, squares = (np.sum([part[k] for part in parts], axis=0) for k in range(3))
     pairs = np.array(list(combinations(range(samples.shape[1]), 2)), np.int64)
     first, second = pairs.T
@@ -116,15 +118,31 @@ def _chunks(samples: Array, rate_hz: int, size: int) -> Iterator[Array]:
         yield samples[start : start + length]
 
 
-def _spectra(samples: Array, size: int) -> NDArray[np.complex64]:
-    """Spectra of frames that overlap by half, shape (frames, channels, bins)."""
+def _spectra(samples: Array, size: int, inside: NDArray[np.bool_]) -> NDArray[np.complex64]:
+    """Spectra of frames that overlap by half, of the bins that count, shape (frames, channels, bins)."""
     frames = np.lib.stride_tricks.sliding_window_view(samples, size, axis=0)[:: size // 2]
     window = np.hanning(size + 1)[:size].astype(np.float32)
-    return np.asarray(np.fft.rfft(frames * window, axis=-1), np.complex64)
+    found = np.empty((*frames.shape[:2], int(inside.sum())), np.complex64)
+    for channel in range(frames.shape[1]):  # one after the other: all at once take four times the memory
+        found[:, channel] = np.fft.rfft(frames[:, channel] * window, axis=-1)[:, inside]
+    return found
 
 
 def _sums(spectra: NDArray[np.complex64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Sums over frames of cross-phases, weights and squared weights, each of shape (bins, channels, channels)."""
+    """Sums over frames of cross-phases, weights and squared weights, each of shape (bins, channels, channels).
+
+    Some bins at a time, for memory, with the neighbours that their smoothing looks at.
+    """
+    bins, edge, parts = spectra.shape[2], SMOOTH_BINS // 2, []
+    for start in range(0, bins, BINS_AT_ONCE):
+        first, last = max(0, start - edge), min(bins, start + BINS_AT_ONCE)
+        found = _sums_of(spectra[:, :, first : last + edge])
+        parts.append([part[start - first : last - first] for part in found])
+    cross, weights, squares = (np.concatenate([part[k] for part in parts]) for k in range(3))
+    return cross, weights, squares
+
+
+def _sums_of(spectra: NDArray[np.complex64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     power = np.square(spectra.real) + np.square(spectra.imag) + np.float32(TINY)
     phases = spectra / np.sqrt(power)
     ratio = _ratios(power)
@@ -143,7 +161,7 @@ def _ratios(power: Array) -> Array:
     rank = int(QUIET_SHARE * (len(power) - 1))
     # A quantile of the powers of noise, which are distributed exponentially, tells their mean.
     background = np.partition(power, rank, axis=0)[rank] / -math.log(1 - (rank + 1) / (len(power) + 1))
-    smooth = _smoothed(_smoothed(power / background, 3, 0), 5, 2)
+    smooth = _smoothed(_smoothed(power / background, 3, 0), SMOOTH_BINS, 2)
     return np.asarray(np.clip(smooth - OVER, 0, STRONGEST), np.float32)
 
 
