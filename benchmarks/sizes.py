@@ -26,7 +26,8 @@ QUANTIZATION = "dynamic"
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--size", "sizes", type=click.IntRange(75), multiple=True, default=(139, 299))
 @click.option("--backbone", "names", multiple=True, default=("inception_v3",), show_default=True)
-def main(folder: Path, sizes: tuple[int, ...], names: tuple[str, ...]) -> None:
+@click.option("--json", "file", type=click.Path(path_type=Path), help="Also write the figures here: there are none.")
+def main(folder: Path, sizes: tuple[int, ...], names: tuple[str, ...], file: Path | None) -> None:
     """Write NAME at SIZE-features-dynamic.tflite for each."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -36,6 +37,8 @@ def main(folder: Path, sizes: tuple[int, ...], names: tuple[str, ...]) -> None:
                 model = fold(load_backbone(name, LinearPower(size=size)).build_keras())
                 path.write_bytes(export_features(model, QUANTIZATION))
                 print(path, flush=True)
+    if file is not None:
+        file.write_text("[]\n")
 
 
 if __name__ == "__main__":
