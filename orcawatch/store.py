@@ -417,18 +417,19 @@ class Store:
             raise refusal(self.path, fault) from fault
         try:
             set_up(connection, self.path)
-            self._examine(connection, self._look and mode == CREATE)
+            self._examine(connection, self._look and mode == CREATE, indexes=True)
             self._migrate(connection)
-            self._examine(connection, self._look)  # on a disk that is read-only it does not come to this
+            self._examine(connection, self._look, indexes=False)  # on a disk that is read-only it does not come to this
             self._file = identity(self.path)
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def _examine(self, connection: sqlite3.Connection, look: bool) -> None:
+    def _examine(self, connection: sqlite3.Connection, look: bool, indexes: bool) -> None:
+        """At the start with the indexes; while it runs without them, as systemd waits for a sign of life."""
         if look:
-            look_through(connection, self.path)
+            look_through(connection, self.path, indexes)
             self._look = False
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
@@ -532,10 +533,11 @@ def set_up(connection: sqlite3.Connection, path: Path) -> None:
         raise refusal(path, fault) from fault
 
 
-def look_through(connection: sqlite3.Connection, path: Path) -> None:
-    """Look at every page, and whether indexes hold what their tables do; raises as `set_up`."""
+def look_through(connection: sqlite3.Connection, path: Path, indexes: bool = True) -> None:
+    """Look at every page and, which takes longer, whether indexes hold what their tables do; raises as `set_up`."""
+    check = "integrity_check" if indexes else "quick_check"
     try:
-        found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        found = connection.execute(f"PRAGMA {check}(1)").fetchone()[0]
     except sqlite3.DatabaseError as fault:
         raise refusal(path, fault) from fault
     if found != "ok":

@@ -570,11 +570,8 @@ def test_levels_in_the_zone_of_their_source_are_no_damage(path: Callable[[str], 
     assert not list(file.parent.glob("*damaged*"))
 
 
-def test_an_index_that_holds_other_values_than_its_table_is_damage(
-    path: Callable[[str], Path], whole: dict[int, Detection]
-) -> None:
-    """Found by fuzzing: SQLite answers from the index alone where it can."""
-    file = path("closed")
+def damage_index(file: Path, whole: dict[int, Detection]) -> None:
+    """One byte of a time, in an index alone."""
     content = bytearray(file.read_bytes())
     time = whole[152].start_utc.isoformat().encode()
     found = [
@@ -582,8 +579,35 @@ def test_an_index_that_holds_other_values_than_its_table_is_damage(
     ]
     content[found[0] + 10] = 0xFF
     file.write_bytes(content)
+
+
+def test_an_index_that_holds_other_values_than_its_table_is_damage(
+    path: Callable[[str], Path], whole: dict[int, Detection]
+) -> None:
+    """Found by fuzzing: SQLite answers from the index alone where it can."""
+    file = path("closed")
+    damage_index(file, whole)
     assert recovery.passed_over(file) is None and "missing from index" in str(recovery.found_by_sqlite(file))
     assert rescued(file, contents(file.parent)) == whole
+
+
+def test_indexes_are_not_compared_while_the_store_runs(
+    path: Callable[[str], Path], whole: dict[int, Detection]
+) -> None:
+    """That takes several times as long, and the daemon must give its sign of life: the next start does it."""
+    file = path("closed")
+    other = file.with_name("other")
+    shutil.copy(file, other)
+    damage_index(other, whole)
+    with open_store(file) as store:
+        store.add(ROW)
+        for part in ("-wal", "-shm"):
+            Path(f"{file}{part}").unlink()
+        other.replace(file)
+        store.add(ROW)
+        assert not list(file.parent.glob("*damaged*"))
+    open_store(file).close()
+    assert len(list(file.parent.glob("*damaged*Z"))) == 1
 
 
 def test_text_with_a_damaged_byte_hides_nothing(path: Callable[[str], Path], whole: dict[int, Detection]) -> None:
