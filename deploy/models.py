@@ -68,8 +68,9 @@ def exported(run: Run, backbone: str, quantization: str) -> Exported:
     OrcawatchError : the disk refuses.
     """
     explained_by = EXPLAINED_BY[check_quantization(quantization)]
-    files = (_file(run, backbone, *one) for one in (("features", quantization), ("explain", explained_by)))
-    return Exported(*files, quantization, explained_by)
+    features = _file(run, backbone, "features", quantization)
+    explain = _file(run, backbone, "explain", explained_by)
+    return Exported(features, explain, quantization, explained_by)
 
 
 def _file(run: Run, backbone: str, signature: str, quantization: str) -> Path:
