@@ -49,6 +49,7 @@ MOST_EDITS = 8
 HEADS = ((64, 512, LONGEST), (LONGEST,))  # how far from the start changes lie: heads matter more than what follows
 ROUNDS = 100  # times that a campaign is begun again after the process ended
 STATE = "state.json"
+CURRENT = "current"  # the input that is tried, where changes are drawn at random; libFuzzer keeps its own
 SAVED = 100  # inputs between two times that it is written how far a campaign came
 HANG_S = 60
 
@@ -781,7 +782,9 @@ def blind(campaign: Campaign, target: Target, inputs: int, seed: int) -> None:
     for content in () if campaign.inputs else target.seeds:
         campaign.judge(target.run, content)
     while campaign.inputs < inputs:
-        campaign.judge(target.run, mutated(draw, target.seeds))
+        content = mutated(draw, target.seeds)
+        (campaign.folder / f"{campaign.name}-{CURRENT}").write_bytes(content)
+        campaign.judge(target.run, content)
         if campaign.inputs % SAVED == 0:
             save(campaign)
 
@@ -844,18 +847,23 @@ def save(state: Campaign) -> None:
 def campaign(name: str, chosen: argparse.Namespace) -> dict[str, Any]:
     """Lives of one campaign until it is done; what it found."""
     folder: Path = chosen.folder
-    command = [sys.executable, __file__, name, "--one-life", "--folder", str(folder)]
-    command += ["--inputs", str(chosen.inputs), "--seed", str(chosen.seed), *(["--blind"] if chosen.blind else [])]
+    command = [sys.executable, __file__, name, "--one-life", "--folder", str(folder), "--inputs", str(chosen.inputs)]
+    command += ["--blind"] if chosen.blind else []
     found: dict[str, Any] = {"inputs": 0, "outcomes": {}, "defects": {}}
+    ended: dict[str, str] = {}
     for life in range(ROUNDS):
         with (folder / f"{name}-stderr.txt").open("wb") as said:  # some decoders talk
-            done = subprocess.run(command, check=False, stderr=said)
+            # another seed for each life: the same one would come to the same end
+            done = subprocess.run([*command, "--seed", str(chosen.seed + 1000 * life)], check=False, stderr=said)
         if (folder / f"{name}-{STATE}").exists():
             found = json.loads((folder / f"{name}-{STATE}").read_text())
         if done.returncode == 0:
             break
-        found["defects"][f"the process ended with {done.returncode}"] = f"crash-* or timeout-* of life {life}"
-    return found
+        kept = f"{name}-crash-of-life-{life}"
+        if (folder / f"{name}-{CURRENT}").exists():
+            (folder / f"{name}-{CURRENT}").replace(folder / kept)
+        ended[f"the process ended with {done.returncode}"] = kept
+    return {**found, "defects": {**found["defects"], **ended}}
 
 
 def one_life(name: str, chosen: argparse.Namespace) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +70,36 @@ def test_a_campaign_that_was_interrupted_goes_on_with_other_inputs(tmp_path: Pat
         fuzz.blind(fuzz.resumed("broken", tmp_path), fuzz.Target([bytes(1000)], run), inputs, seed=1)
     assert len(told) == 500 == fuzz.resumed("broken", tmp_path).outcomes["taken"]
     assert told[0] == bytes(1000) != told[300] and told[1:100] != told[301:400]
+
+
+ENDS = """
+import os
+from pathlib import Path
+import fuzz
+mark = Path(__file__).with_name("mark")
+def once(folder):
+    tried = []
+    def run(content):
+        tried.append(content)
+        if len(tried) == 150 and not mark.exists():
+            mark.write_bytes(content)
+            os.abort()
+        return "taken"
+    return fuzz.Target([bytes(100)], run)
+fuzz.TARGETS["once"] = once
+fuzz.__file__ = __file__
+fuzz.main()
+"""
+
+
+def test_an_input_that_ends_the_process_is_told_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "ends.py").write_text(ENDS)
+    asked = ["once", "--blind", "--inputs", "300", "--folder", str(tmp_path / "kept")]
+    given = {**os.environ, "PYTHONPATH": str(Path(fuzz.__file__).parent)}
+    command = [sys.executable, str(tmp_path / "ends.py"), *asked]
+    done = subprocess.run(command, capture_output=True, text=True, env=given)
+    assert done.returncode == 1 and "| once | 300 | taken 300 | the process ended with -6 |" in done.stdout
+    assert (tmp_path / "kept" / "once-crash-of-life-0").read_bytes() == (tmp_path / "mark").read_bytes()
 
 
 def test_no_input_may_take_all_memory(place: Path, tmp_path: Path) -> None:
