@@ -716,14 +716,14 @@ def test_model_that_the_interpreter_cannot_run_is_passed_over(
     bundles: dict[str, Path], output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Shelf(output).install(bundles["a"])
-    real = interpreter.runtime()
+    real, shipped = interpreter.runtime(), [path.resolve() for path in SHIPPED.iterdir()]
 
     class Runtime:
         __name__ = real.__name__
 
         @staticmethod
         def Interpreter(model_path: str, num_threads: int) -> Any:  # noqa: N802
-            return (real.Interpreter if str(SHIPPED) in str(Path(model_path).resolve()) else Sick)(
+            return (real.Interpreter if Path(model_path).resolve() in shipped else Sick)(
                 model_path=model_path, num_threads=num_threads
             )
 
