@@ -334,6 +334,7 @@ def showing(work: Work) -> Iterator[Progress]:
         task = shown.add_task("", files="", pace="", found="", left="")
         bar = Bar(work, partial(shown.update, task))
         bar.show()
+        shown.refresh()  # what was done before is seen at once, however fast the rest is
         yield bar
 
 
