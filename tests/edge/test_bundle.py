@@ -5,38 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from handmade import FILES, manifest
 
 from orcawatch.bundle import SHIPPED, load_bundle, manifest_digest, write_bundle
 from orcawatch.errors import BundleError, OrcawatchError
 from orcawatch.spectrogram import LogMel
-
-FILES = {
-    "vggish.tflite": b"backbone",
-    "vggish-explain.tflite": b"relevance",
-    "heads.tflite": b"heads",
-    "model-card.md": b"# card\n",
-}
-
-
-def manifest(**changes: Any) -> dict[str, Any]:
-    backbone = {
-        "name": "vggish",
-        "file": "vggish.tflite",
-        "explain_file": "vggish-explain.tflite",
-        "feature_size": 512,
-        "front_end": LogMel().to_dict(),
-    }
-    return {
-        "name": "small",
-        "backbones": [backbone],
-        "heads": {"file": "heads.tflite"},
-        "members": ["vggish", "vggish_neg"],
-        "vote": ["vggish_neg"],
-        "hop_s": 0.48,
-        "channel_fusion": "max",
-        "thresholds": {"start": 0.7, "stop": 0.5},
-        **changes,
-    }
 
 
 def rewrite(folder: Path, **changes: Any) -> None:

@@ -25,6 +25,7 @@ from typing import Any, Callable
 
 import numpy as np
 import pytest
+from handmade import FILES, manifest
 
 from orcawatch import daemon, interpreter, shelf, unpacking
 from orcawatch.bundle import CARD, SHIPPED, Bundle, load_bundle, write_bundle
@@ -34,36 +35,12 @@ from orcawatch.config import Settings
 from orcawatch.detector import score_silence
 from orcawatch.errors import BundleError, InputError, OrcawatchError
 from orcawatch.shelf import Shelf
-from orcawatch.spectrogram import LogMel
 from orcawatch.store import Store
-
-FILES = {
-    "vggish.tflite": b"backbone",
-    "vggish-explain.tflite": b"relevance",
-    "heads.tflite": b"heads",
-    "model-card.md": b"# card\n",
-}
 
 
 def make(folder: Path, name: str) -> Path:
-    backbone = {
-        "name": "vggish",
-        "file": "vggish.tflite",
-        "explain_file": "vggish-explain.tflite",
-        "feature_size": 512,
-        "front_end": LogMel().to_dict(),
-    }
-    manifest = {
-        "name": name,
-        "backbones": [backbone],
-        "heads": {"file": "heads.tflite"},
-        "members": ["vggish"],
-        "vote": ["vggish"],
-        "hop_s": 0.48,
-        "channel_fusion": "max",
-        "thresholds": {"start": 0.7, "stop": 0.5},
-    }
-    write_bundle(folder / name, manifest, {**FILES, "heads.tflite": name.encode() * 1000})
+    described = manifest(name=name, members=["vggish"], vote=["vggish"])
+    write_bundle(folder / name, described, {**FILES, "heads.tflite": name.encode() * 1000})
     return folder / name
 
 
