@@ -38,8 +38,9 @@ import click
 import numpy as np
 import soundfile
 from figures import Figure, finish
-from live import CHANNELS, CONFIGURATION, MAP, children, cost, sound_server
+from live import CHANNELS, CONFIGURATION, MAP, cost, sound_server
 from numpy.typing import NDArray
+from processes import children
 
 from orcawatch.bundle import SHIPPED, Bundle, load_bundle
 from orcawatch.config import EventSettings

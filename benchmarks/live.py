@@ -27,7 +27,7 @@ from typing import IO, Any
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
-from soak import memory_mb
+from processes import LOOK_S, children, memory_mb, together_mb
 
 CHANNELS = 4
 MAP = "front-left,front-right,rear-left,rear-right"  # as ALSA names them; others would be mixed
@@ -142,16 +142,13 @@ def cost(process: int) -> Cost:
     return Cost((int(stat[11]) + int(stat[12])) * TICK_S, memory["Rss"], memory["Pss"], most_mb, int(stat[17]))
 
 
-def children(process: int) -> list[int]:
-    """Numbers of a process's children."""
-    tasks = Path(f"/proc/{process}/task").iterdir()
-    return sorted({int(child) for task in tasks for child in (task / "children").read_text().split()})
-
-
 def watch(processes: Mapping[str, int], seconds: float) -> None:
     """Print what each process uses over some seconds."""
     before, started_s = {name: cost(number) for name, number in processes.items()}, time.monotonic()
-    time.sleep(seconds)
+    most_mb = 0.0
+    while time.monotonic() < started_s + seconds:
+        most_mb = max(most_mb, together_mb(processes["daemon"]))
+        time.sleep(LOOK_S)
     wall_s = time.monotonic() - started_s
     print(
         "| process | CPU s | share of a core | RSS MB | PSS MB | RSS at most | threads |\n|---|---|---|---|---|---|---|"
@@ -161,7 +158,7 @@ def watch(processes: Mapping[str, int], seconds: float) -> None:
         used_s = now.cpu_s - before[name].cpu_s
         memory = " | ".join(f"{value:.1f}" for value in (now.rss_mb, now.pss_mb, now.most_mb))
         print(f"| {name} | {used_s:.1f} | {used_s / wall_s:.1%} | {memory} | {now.threads} |")
-    print(f"over {wall_s:.0f} s")
+    print(f"over {wall_s:.0f} s; the daemon with all that it starts held {most_mb:.1f} MB (PSS) at most")
 
 
 def account(database: Path, rate_hz: int) -> None:

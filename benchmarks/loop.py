@@ -9,11 +9,11 @@ mixed   six calls a minute
 worst   the same, but every window is a candidate: no cascade, and thresholds of 0, so that events never end but by
         their longest duration, each with clip and snapshot
 
-Counted is the processor time of the process (all of its threads) from the first scored window to the end over the time
-of the audio, as a share of one core, without the start of matplotlib, which comes once in a watch; memory is the
-highest from the very start. The last line of each sea is the least that its backbones can cost on all windows: their
-multiply-adds at the best rate that a core reaches (benchmarks/operations.py), of which nothing but a smaller network,
-or a cascade, takes away.
+Counted is the processor time of the process (all of its threads, and the processes that draw its pictures) from the
+first scored window to the end over the time of the audio, as a share of one core; memory is the highest from the very
+start, of the process alone or of all of them at one time, whichever is more. The last line of each sea is the least
+that its backbones can cost on all windows: their multiply-adds at the best rate that a core reaches
+(benchmarks/operations.py), of which nothing but a smaller network, or a cascade, takes away.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import click
 import soundfile
 from figures import Figure, finish
 from operations import best_rates, least_s, multiply_adds
+from processes import watched
 
 from orcawatch.bundle import SHIPPED, Bundle, load_bundle
 from orcawatch.simulate import SceneSettings, simulate_scene
@@ -45,7 +46,6 @@ SEAS = {
 }
 MOST = {"quiet": 0.05, "worst": 0.25}
 MOST_MB = 250
-ONCE = "start of matplotlib"
 
 
 @click.command()
@@ -78,16 +78,19 @@ def listened(folder: Path, bundle: Path, sea: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=folder) as output:
         script = [sys.executable, str(Path(__file__).with_name("hooked.py")), str(notes), "run", "--quiet"]
         chosen = ["--config", config, "--input", folder / f"{recording}.wav", "--bundle", bundle, "--output", output]
-        subprocess.run([*script, *map(str, chosen)], check=True, stdout=subprocess.DEVNULL)
-    return dict(json.loads(notes.read_text()))
+        process = subprocess.Popen([*script, *map(str, chosen)], stdout=subprocess.DEVNULL)
+        code, _, together_mb = watched(process)
+    if code:
+        raise click.ClickException(f"the watch ended with {code}")
+    found = dict(json.loads(notes.read_text()))
+    return {**found, "peak_mb": max(found["peak_mb"], together_mb)}
 
 
 def figures(bundle: Bundle, sea: str, found: Mapping[str, Any]) -> Iterator[Figure]:
     """Shares of a core, of the whole and of each part, and memory."""
     audio_s, parts = found["audio_s"], found["parts"]
-    once_s = parts.pop(ONCE, 0.0)
     name = f"{bundle.name}, {sea}"
-    whole = (found["processor_s"] - once_s) / audio_s
+    whole = found["processor_s"] / audio_s
     told = f"{found['events']} events in {audio_s:.0f} s; {audio_s / found['wall_s']:.0f} times real time by the clock"
     yield Figure(name, whole, "of a core", most=MOST.get(sea), note=told)
     for part, taken_s in sorted(parts.items(), key=lambda one: -one[1]):

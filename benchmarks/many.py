@@ -261,15 +261,14 @@ class Clips:
         from orcawatch.clips import write_clip
         from orcawatch.guano import clip_metadata
         from orcawatch.recorder import CLIPS, SNAPSHOTS, file_name, title
-        from orcawatch.snapshot import make_snapshot
+        from orcawatch.snapshot import excerpt_of, make_snapshot
 
         name, first = file_name(detection), event.start_sample - round(ROLL_S * RATE_HZ)
         metadata = clip_metadata(detection, first, len(samples), RATE_HZ)
         clip = write_clip(self._output / CLIPS / f"{name}.flac", samples, RATE_HZ, metadata)
         stem = self._output / SNAPSHOTS / name
-        picture, numbers = make_snapshot(
-            self._ensemble, samples, RATE_HZ, first, event, CHANNELS, title(detection), stem
-        )
+        shown = excerpt_of(samples, RATE_HZ, first, event)
+        picture, numbers = make_snapshot(self._ensemble, shown, event, CHANNELS, title(detection), stem)
         return {
             "clip": f"{CLIPS}/{clip.name}", "snapshot": f"{SNAPSHOTS}/{picture.name}", "numbers": numbers,
             "clip_start_s": first / RATE_HZ,

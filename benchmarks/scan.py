@@ -12,23 +12,20 @@ A way of which the detections differ from the first one's ends the benchmark.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 from figures import Figure, finish
-from soak import memory_mb
+from processes import watched
 
 COMMAND = (sys.executable, "-m", "orcawatch.cli")
-LOOK_S = 0.2
 LEAST = 99  # times real time
 
 
@@ -113,35 +110,6 @@ def scanned(recordings: Path, place: Path, way: Way) -> tuple[Cost, list[str]]:
         raise click.ClickException(f"the scan with {way} ended with {code}")
     lines = (json.loads(line) for line in (place / "found").read_text().splitlines())
     return cost, [f"{one['file']} {one['start_s']} {one['end_s']} {one['score']}" for one in lines]
-
-
-def watched(process: subprocess.Popen[bytes]) -> tuple[int, float, float]:
-    """Exit code, processor time (s) and highest memory (MB) of a process with all below it, once it has ended."""
-    peak_mb = 0.0
-    while True:
-        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if ended:
-            process.returncode = os.waitstatus_to_exitcode(status)
-            return process.returncode, usage.ru_utime + usage.ru_stime, peak_mb
-        peak_mb = max(peak_mb, sum(pss_mb(one) for one in family(process.pid)))
-        time.sleep(LOOK_S)
-
-
-def family(process: int) -> Iterator[int]:
-    """A process and all below it."""
-    yield process
-    for folder in Path(f"/proc/{process}/task").glob("*/children"):
-        with suppress(OSError):
-            for child in folder.read_text().split():
-                yield from family(int(child))
-
-
-def pss_mb(process: int) -> float:
-    """Memory of a process, MB, its share of what it has in common with others; 0 of one that has ended."""
-    try:
-        return memory_mb(process)["Pss"]
-    except (OSError, KeyError):
-        return 0.0
 
 
 def figures(ways: list[Way], costs: dict[Way, list[Cost]], audio_s: float, sea: str) -> Iterator[Figure]:

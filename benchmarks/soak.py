@@ -31,6 +31,7 @@ from typing import Any, Callable
 
 import numpy as np
 from numpy.typing import NDArray
+from processes import memory_mb
 
 from orcawatch.records import AudioBlock, Item, Missing, StreamInfo
 
@@ -193,12 +194,6 @@ class Meter:
 def size_mb(path: Path) -> float:
     """Size of a file, 0 where there is none."""
     return path.stat().st_size / 2**20 if path.exists() else 0.0
-
-
-def memory_mb(process: int | str) -> dict[str, float]:
-    """Rss, Pss, Anonymous and the like of a process, MB, from the kernel's roll-up of its mappings."""
-    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
-    return {name: int(size.split()[0]) / 1024 for name, size in (line.split(":") for line in lines)}
 
 
 def slope(hours: Sequence[float], values: Sequence[float]) -> tuple[float, float, float]:

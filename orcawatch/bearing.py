@@ -130,13 +130,13 @@ class Compass:
             return Bearing()
         if len(self._columns) == 1:
             return Bearing(note="no bearing: the place of one hydrophone alone is known")
-        sound = np.asarray(samples, np.float32)[:, self._columns]
+        sound = some_columns(np.asarray(samples, np.float32), self._columns)
         dead = [index for index in range(sound.shape[1]) if not is_alive(sound[:, index])]
         alive = [index for index in range(sound.shape[1]) if index not in dead]
         notes = [self._named(dead, "is dead", "are dead")] if dead else []
         if len(alive) < 2:
             return Bearing(note="; ".join(["no bearing", *notes]))
-        return self._of_alive(sound[:, alive], rate_hz, alive, notes)
+        return self._of_alive(some_columns(sound, alive), rate_hz, alive, notes)
 
     def _of_alive(self, sound: Array, rate_hz: int, alive: list[int], notes: list[str]) -> Bearing:
         places = self._places[alive]
@@ -213,6 +213,11 @@ class Compass:
     def _named(self, indices: Sequence[int], one: str, several: str) -> str:
         names = ", ".join(str(self._name(index)) for index in indices)
         return f"channel {names} {one}" if len(indices) == 1 else f"channels {names} {several}"
+
+
+def some_columns(sound: Array, columns: list[int]) -> Array:
+    """These columns; the very array where they are all of it, in order, because a copy of an event takes memory."""
+    return sound if columns == list(range(sound.shape[1])) else sound[:, columns]
 
 
 def is_alive(column: Array) -> bool:

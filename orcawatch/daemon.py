@@ -108,7 +108,14 @@ class Shared:
 
 
 class Upkeep:
-    """What goes on beside the loop of a long watch; this one does nothing. See `orcawatch.service.Service`."""
+    """What goes on beside the loop of a long watch; this one does nothing. See `orcawatch.service.Service`.
+
+    Attributes
+    ----------
+    apart : whether pictures are drawn in processes of their own, as a long watch has it.
+    """
+
+    apart = False
 
     def store(self, output: Path) -> AbstractContextManager[Store]:
         """The database in the output folder, open; left when the watch ends."""
@@ -220,7 +227,7 @@ class Loop:
         outbox = upkeep.outbox(ledger.session)
         self.logbook = Logbook(store, ledger, source, channels, bundle, settings, outbox)
         self.recorder = Recorder(
-            self.logbook, ensemble, info, channels, settings, source.waits, on_detection, upkeep.room
+            self.logbook, ensemble, info, channels, settings, source.waits, on_detection, upkeep.room, upkeep.apart
         )
         overload = settings.overload
         wanted = () if source.waits else overload.steps

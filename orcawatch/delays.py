@@ -26,7 +26,8 @@ STRONGEST = 30.0  # signal-to-noise ratio beyond which a cell counts no more
 OVER = 4.0  # times the background: by as much less is a cell's power counted, so that noise alone has no weight
 CHUNK_S = 10.0  # sound that is looked at in one go
 SMOOTH_BINS = 5
-BINS_AT_ONCE = 128
+BINS_AT_ONCE = 64
+FRAMES_AT_ONCE = 16
 CHUNKS = 4
 FINER = 8  # lags of a correlation for each sample
 TINY = 1e-20
@@ -123,8 +124,9 @@ def _spectra(samples: Array, size: int, inside: NDArray[np.bool_]) -> NDArray[np
     frames = np.lib.stride_tricks.sliding_window_view(samples, size, axis=0)[:: size // 2]
     window = np.hanning(size + 1)[:size].astype(np.float32)
     found = np.empty((*frames.shape[:2], int(inside.sum())), np.complex64)
-    for channel in range(frames.shape[1]):  # one after the other: all at once take four times the memory
-        found[:, channel] = np.fft.rfft(frames[:, channel] * window, axis=-1)[:, inside]
+    for first in range(0, len(frames), FRAMES_AT_ONCE):  # all at once take three times the memory
+        part = slice(first, first + FRAMES_AT_ONCE)
+        found[part] = np.fft.rfft(frames[part] * window, axis=-1)[..., inside]
     return found
 
 

@@ -24,6 +24,7 @@ from .errors import OrcawatchError
 from .guano import clip_metadata
 from .logbook import Logbook
 from .records import AudioBlock, Event, StreamInfo
+from .snapshot import excerpt_of, make_snapshot
 from .store import Detection
 
 Array = NDArray[np.float32]
@@ -56,6 +57,25 @@ class Made:
     failed: bool = False
 
 
+class Piece:
+    """An event's audio on its way through the worker, which lets it go as soon as it has what it needs of it.
+
+    Parameters
+    ----------
+    samples : float32, shape (samples, channels).
+    start : position of the first row in the stream.
+    """
+
+    def __init__(self, samples: Array, start: int) -> None:
+        self.samples = samples
+        self.start = start
+        self.bytes = samples.nbytes
+
+    def let_go(self) -> None:
+        """Forget the samples."""
+        self.samples = self.samples[:0].copy()
+
+
 class Recorder:
     """For each event: the row first, then clip and snapshot in a worker thread, then the report.
 
@@ -71,6 +91,7 @@ class Recorder:
     waits : whether the source waits while clips are made; if not, what is too much is shed.
     on_detection : the report.
     room : whether so many bytes may be written for a clip or a snapshot.
+    apart : whether pictures are drawn in a process of their own: slower, but its memory goes back at once.
     """
 
     def __init__(
@@ -83,6 +104,7 @@ class Recorder:
         waits: bool,
         on_detection: OnDetection,
         room: Callable[[int], bool] = lambda size: True,
+        apart: bool = False,
     ) -> None:
         self.events = self.shed = self.failed = self.lost = 0
         self.settings = settings
@@ -93,6 +115,7 @@ class Recorder:
         self._waits = waits
         self._report = on_detection
         self._room = room
+        self._apart = apart
         self._roll = self._new_roll()
         self._heard = 0  # position just past the newest audio
         self._awaiting: deque[tuple[Detection, Event]] = deque()  # events whose post-roll has not come
@@ -116,6 +139,7 @@ class Recorder:
     def record(self, event: Event) -> None:
         """Write the event's row; it is on the disk when this returns, or held to be tried again (without a clip)."""
         self.events += 1
+        self._make_way()
         samples, _ = self._roll.cut(event.start_sample, event.end_sample)
         detection = self._logbook.detection(event, samples)
         if not self._unsaved and (saved := self._saved(detection)) is not None:
@@ -204,11 +228,15 @@ class Recorder:
         if self._busy() and not self._waits:
             self._shed(detection)
             return
-        while self._busy():
+        self._make_way()
+        piece = Piece(*self._roll.cut(event.start_sample - self._pre, event.end_sample + self._post))
+        self._making.append(self._worker.submit(self._make, detection, event, piece))
+        self._waiting.append((self._making[-1], piece.bytes))
+
+    def _make_way(self) -> None:
+        """Where the source waits, wait for what is being made, so that its memory is free for the next event."""
+        while self._waits and self._busy():
             self._collect()
-        samples, first = self._roll.cut(event.start_sample - self._pre, event.end_sample + self._post)
-        self._making.append(self._worker.submit(self._make, detection, event, samples, first))
-        self._waiting.append((self._making[-1], samples.nbytes))
 
     def _busy(self) -> bool:
         while self._waiting and self._waiting[0][0].done():
@@ -221,39 +249,35 @@ class Recorder:
         log.warning("detection %s has no clip: %d are still being made", detection.id, len(self._waiting))
         self._making.append(finished(Made(detection)))
 
-    def _make(self, detection: Detection, event: Event, samples: Array, first: int) -> Made:
+    def _make(self, detection: Detection, event: Event, piece: Piece) -> Made:
         """Clip and snapshot, in the worker thread."""
-        if not self._room(samples.nbytes):
+        if not self._room(piece.bytes):
             log.info("detection %s has no clip: there is no room on the disk", detection.id)
             return Made(detection, failed=True)
         name = file_name(detection)
-        clip = attempt(f"clip of detection {detection.id}", lambda: self._clip(name, samples, first, detection))
-        start_s = None if clip is None else first / self._info.rate_hz
+        clip = attempt(f"clip of detection {detection.id}", lambda: self._clip(name, piece, detection))
+        start_s = None if clip is None else piece.start / self._info.rate_hz
         if not self.settings.snapshots:
             return Made(detection, clip, clip_start_s=start_s, failed=clip is None)
         picture = attempt(
-            f"snapshot of detection {detection.id}",
-            lambda: self._snapshot(name, samples, first, event, title(detection)),
+            f"snapshot of detection {detection.id}", lambda: self._snapshot(name, piece, event, title(detection))
         )
         snapshot, numbers = picture or (None, {})
         thumbnail = None if snapshot is None else self._thumbnail(snapshot)
         return Made(detection, clip, snapshot, numbers, thumbnail, start_s, failed=clip is None or snapshot is None)
 
-    def _clip(self, name: str, samples: Array, first: int, detection: Detection) -> str:
+    def _clip(self, name: str, piece: Piece, detection: Detection) -> str:
         stem = self.settings.output / CLIPS / f"{name}.flac"
-        metadata = clip_metadata(detection, first, len(samples), self._info.rate_hz)
-        path = write_clip(stem, samples, self._info.rate_hz, metadata, self.settings.clips.format)
+        metadata = clip_metadata(detection, piece.start, len(piece.samples), self._info.rate_hz)
+        path = write_clip(stem, piece.samples, self._info.rate_hz, metadata, self.settings.clips.format)
         return f"{CLIPS}/{path.name}"
 
-    def _snapshot(
-        self, name: str, samples: Array, first: int, event: Event, title: str
-    ) -> tuple[str, Mapping[str, float]]:
-        from .snapshot import make_snapshot  # loads matplotlib
-
+    def _snapshot(self, name: str, piece: Piece, event: Event, title: str) -> tuple[str, Mapping[str, float]]:
+        """Picture and figures; the clip's audio is let go before it is explained, which takes memory."""
         stem = self.settings.output / SNAPSHOTS / name
-        path, numbers = make_snapshot(
-            self._ensemble, samples, self._info.rate_hz, first, event, self._channels, title, stem
-        )
+        shown = excerpt_of(piece.samples, self._info.rate_hz, piece.start, event)
+        piece.let_go()
+        path, numbers = make_snapshot(self._ensemble, shown, event, self._channels, title, stem, self._apart)
         return f"{SNAPSHOTS}/{path.name}", numbers
 
     def _thumbnail(self, snapshot: str) -> bytes | None:

@@ -117,6 +117,8 @@ class Service(Upkeep):
     watcher : who looks on.
     """
 
+    apart = True
+
     def __init__(
         self, load: Callable[[], Settings], settings: Settings, stop: Flag, watcher: Watcher | None = None
     ) -> None:

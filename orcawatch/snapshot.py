@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -263,30 +262,50 @@ def _by_backbone(single: Mapping[str, tuple[float, float]], parts: Sequence[floa
     return numbers
 
 
+@dataclass(frozen=True)
+class Excerpt:
+    """What is shown of an event: its best channel, at most 12 s of it, around the window of the highest score.
+
+    Attributes
+    ----------
+    samples : float32, shape (samples,), without holes; a copy, so that the clip can be let go.
+    rate_hz : samples per second.
+    clip_start : position of the clip's first row in the stream.
+    start : of the first sample in the clip, rows.
+    """
+
+    samples: Array
+    rate_hz: int
+    clip_start: int
+    start: int
+
+
+def excerpt_of(clip: Array, rate_hz: int, clip_start: int, event: Event) -> Excerpt:
+    """The excerpt of an event's clip, shape (samples, channels), that starts at `clip_start` of the stream."""
+    start, end = excerpt(len(clip), rate_hz, peak_sample(event) - clip_start)
+    return Excerpt(clip[start:end, event.best_channel].copy(), rate_hz, clip_start, start)
+
+
 def make_snapshot(
     ensemble: Scorer,
-    samples: Array,
-    rate_hz: int,
-    first_sample: int,
+    shown: Excerpt,
     event: Event,
     channels: Sequence[int],
     title: str,
     path_without_suffix: Path,
+    apart: bool = False,
 ) -> tuple[Path, dict[str, float]]:
     """Write the picture (PNG) and its arrays (NPZ) of one event, each whole or not at all.
-
-    The best channel is shown, at most 12 s of it, around the window of the highest score.
 
     Parameters
     ----------
     ensemble : explains single windows.
-    samples : the event's clip, float32, shape (samples, channels), without holes.
-    rate_hz : samples per second.
-    first_sample : position of the clip's first row in the stream.
+    shown : what of the event's clip.
     event : what was detected, in the stream's positions.
-    channels : what the source calls the samples' columns; the picture names them so.
+    channels : what the source calls the clip's columns; the picture names them so.
     title : one short line: source and time.
     path_without_suffix : `.png` and `.npz` are added.
+    apart : whether the picture is drawn in a process of its own.
 
     Returns
     -------
@@ -295,34 +314,38 @@ def make_snapshot(
     Raises
     ------
     AudioError : as for `explain_audio`.
+    OrcawatchError : as for `drawn_apart`.
     """
-    start, end = excerpt(len(samples), rate_hz, peak_sample(event) - first_sample)
-    explanation = explain_audio(ensemble, samples[start:end, event.best_channel], rate_hz)
-    arrays = picture_arrays(ensemble.bundle, explanation, start / rate_hz)
-    arrays |= score_arrays(event.windows, channels, channels[event.best_channel], first_sample, rate_hz)
-    event_s = (np.array([event.start_sample, event.end_sample]) - first_sample) / rate_hz
-    heard_s = (float(event_s[0]) - start / rate_hz, float(event_s[1]) - start / rate_hz)
+    rate_hz, start_s = shown.rate_hz, shown.start / shown.rate_hz
+    explanation = explain_audio(ensemble, shown.samples, rate_hz)
+    arrays = picture_arrays(ensemble.bundle, explanation, start_s)
+    arrays |= score_arrays(event.windows, channels, channels[event.best_channel], shown.clip_start, rate_hz)
+    event_s = (np.array([event.start_sample, event.end_sample]) - shown.clip_start) / rate_hz
+    heard_s = (float(event_s[0]) - start_s, float(event_s[1]) - start_s)
     first = explanation.maps[0]
     band_hz = call_band(first.level_db, _between(first.times_s, heard_s), first.frequencies_hz, first.scale)
     numbers = relevance_numbers(explanation, heard_s, band_hz)
     arrays |= {"event_s": event_s, "band_hz": np.array(band_hz)}
     arrays |= {"title": np.array([title, *_lines(channels, event, numbers)])}
-    return write_picture(arrays, path_without_suffix), numbers
+    return write_picture(arrays, path_without_suffix, apart), numbers
 
 
-def write_picture(arrays: dict[str, Any], path_without_suffix: Path) -> Path:
-    """Write a picture's arrays (NPZ) and the picture (PNG), each whole or not at all; the PNG's path."""
+def write_picture(arrays: dict[str, Any], path_without_suffix: Path, apart: bool = False) -> Path:
+    """Write a picture's arrays (NPZ) and the picture (PNG), each whole or not at all; the PNG's path.
+
+    Raises
+    ------
+    OSError : the disk refuses.
+    OrcawatchError : as for `drawn_apart`.
+    """
+    from .drawing import drawn, drawn_apart
+
     png, npz = (path_without_suffix.with_name(path_without_suffix.name + suffix) for suffix in (".png", ".npz"))
-    write_bytes(npz, _written(lambda file: np.savez_compressed(file, **arrays)))
-    write_bytes(png, _written(lambda file: draw(arrays, file)))
-    gc.collect()  # a figure is full of cycles: left alone, a dozen of them double the process's memory
-    return png
-
-
-def _written(write: Callable[[BinaryIO], object]) -> bytes:
     file = io.BytesIO()
-    write(file)
-    return file.getvalue()
+    np.savez_compressed(file, **arrays)
+    write_bytes(npz, file.getvalue())
+    write_bytes(png, drawn_apart(npz) if apart else drawn(arrays))
+    return png
 
 
 def peak_sample(event: Event) -> int:
@@ -336,46 +359,6 @@ def excerpt(samples: int, rate_hz: int, peak: int) -> tuple[int, int]:
     length = min(samples, round(LONGEST_S * rate_hz))
     start = min(max(peak - length // 2, 0), samples - length)
     return start, start + length
-
-
-def draw(arrays: Mapping[str, NDArray[Any]], file: BinaryIO) -> None:
-    """Draw the picture as PNG, 1080 x 1200 pixels: readable on a phone held upright.
-
-    From top to bottom, on one time axis: the first backbone's spectrogram, the relevance over a faint spectrogram, one
-    panel for each backbone on its own frequency axis (each but the first adds 404 pixels), and the scores of all
-    channels. The event lies between the dotted lines, the call's band is boxed.
-
-    Parameters
-    ----------
-    arrays : those of the NPZ file beside the picture; without `event_s` and `band_hz` nothing is marked.
-    file : open for writing.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    panels = _panels(arrays)
-    height = HEIGHT + (len(panels) - 1) * STEP
-    tall = (height + 1e-6) / 100  # a hair more, since Matplotlib up to 3.10 rounds pixels down
-    figure = Figure(figsize=(WIDE / 100, tall), dpi=100, facecolor="white")
-    FigureCanvasAgg(figure)
-    _write_heading(figure, arrays, height)
-    _draw_spectrogram(figure, arrays, panels[0], (SPECTROGRAM + height - HEIGHT, PANEL))
-    for place, panel in enumerate(panels):
-        bottom = RELEVANCE + (len(panels) - 1 - place) * STEP
-        _draw_relevance(figure, arrays, panel, (bottom, PANEL), _relevance_title(panels, place))
-    _draw_scores(figure, arrays)
-    figure.savefig(file, format="png")
-
-
-# Places in the picture, pixels from its lower edge; those across as shares of its width.
-WIDE, HEIGHT, STEP = 1080, 1200, 404
-SPECTROGRAM, RELEVANCE, PANEL = 708, 303.6, 342
-SCORES = (111.6, 132)
-LEFT, WIDTH, BAR_LEFT, BAR_WIDTH = 0.112, 0.725, 0.855, 0.022
-TICKS_HZ = {"mel": (250.0, 500.0, 1000.0, 2000.0, 4000.0, 7000.0), "linear": (500.0, 2000.0, 4000.0, 6000.0, 8000.0)}
-LARGE, MEDIUM, SMALL = 22, 18, 15  # points; 18 points are 9 pixels high where the picture is shown 400 pixels wide
-# Okabe and Ito's colours, told apart by every kind of colour vision.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
 
 
 def _first_front_end(bundle: Bundle) -> FrontEnd:
@@ -440,7 +423,7 @@ def _suffix(place: int, backbone: str) -> str:
     return f"-{backbone}" if place else ""
 
 
-def _panels(arrays: Mapping[str, NDArray[Any]]) -> list[dict[str, Any]]:
+def panels_of(arrays: Mapping[str, NDArray[Any]]) -> list[dict[str, Any]]:
     """The maps of `picture_arrays`, each under plain keys, with `backbone`."""
     names = [str(name) for name in arrays["backbones"]]
     return [
@@ -473,161 +456,3 @@ def _lines(channels: Sequence[int], event: Event, numbers: Mapping[str, float]) 
         return [who, "no relevance: nothing in it speaks for orca"]
     share, area = numbers["relevance_in_band"], numbers["area_in_band"]
     return [who, f"{share:.0%} of the relevance in the box ({area:.0%} by chance)"]
-
-
-def _relevance_title(panels: Sequence[Mapping[str, Any]], place: int) -> str:
-    if len(panels) == 1:
-        return "Relevance · what made it say orca"
-    sums = [float(panel["relevance"].sum(dtype=np.float64)) for panel in panels]
-    share = f"{sums[place] / sum(sums):.0%} of the score" if sum(sums) else "no relevance"
-    return f"Relevance in {panels[place]['backbone']} · {share}"
-
-
-def _write_heading(figure: Any, arrays: Mapping[str, NDArray[Any]], height: float) -> None:
-    title, *lines = (str(line) for line in arrays["title"])
-    short = title if len(title) <= 62 else f"{title[:30]} … {title[-29:]}"
-    size = LARGE if len(short) < 50 else MEDIUM
-    figure.text(0.02, 1 - 18 / height, short, fontsize=size, fontweight="bold", va="top")
-    figure.text(0.02, 1 - 62.4 / height, " · ".join(lines), fontsize=MEDIUM, va="top")
-    figure.text(0.02, 7.2 / height, str(arrays["method"]), fontsize=SMALL, color="0.35", va="bottom")
-
-
-def _place(figure: Any, left: float, width: float, place: tuple[float, float]) -> Any:
-    """Axes from `place`, pixels from the figure's lower edge and height."""
-    height = figure.get_figheight() * figure.dpi
-    return figure.add_axes((left, place[0] / height, width, place[1] / height))
-
-
-def _axes(figure: Any, place: tuple[float, float], title: str, arrays: Mapping[str, NDArray[Any]]) -> Any:
-    axes = _place(figure, LEFT, WIDTH, place)
-    axes.set_title(title, fontsize=MEDIUM, loc="left", pad=6)
-    axes.tick_params(labelsize=MEDIUM, length=6)
-    edges_s = _edges_s(arrays["times_s"])
-    axes.set_xlim(edges_s[0], edges_s[-1])
-    return axes
-
-
-def _edges_s(times_s: Floats) -> Floats:
-    step = times_s[1] - times_s[0] if len(times_s) > 1 else 0.01
-    return np.asarray(np.append(times_s, times_s[-1] + step) - step / 2)
-
-
-def _show(axes: Any, panel: Mapping[str, Any], values: NDArray[np.floating[Any]], **style: Any) -> Any:
-    """Draw cells (frames, bands) at their true frequencies on an axis that is even in the bands' scale."""
-    scale = str(panel["scale"])
-    edges_hz = band_edges_hz(panel["frequencies_hz"], scale)
-    shown = axes.pcolormesh(_edges_s(panel["times_s"]), edges_hz, values.T, **style)
-    axes.set_yscale("function", functions=SCALES[scale])
-    axes.set_ylim(edges_hz[0], edges_hz[-1])
-    ticks_hz = [hertz for hertz in TICKS_HZ[scale] if edges_hz[0] <= hertz <= edges_hz[-1]]
-    axes.set_yticks(ticks_hz, [f"{hertz / 1000:g}" for hertz in ticks_hz])
-    axes.set_yticks([], minor=True)
-    axes.set_ylabel("kHz", fontsize=MEDIUM, labelpad=2)
-    return shown
-
-
-def _mark(axes: Any, arrays: Mapping[str, NDArray[Any]], colour: str) -> None:
-    """Dotted lines around the event, a box around the call's band."""
-    if "event_s" not in arrays:
-        return
-    (start_s, end_s), (low_hz, high_hz) = arrays["event_s"], arrays["band_hz"]
-    for time_s in (start_s, end_s):
-        axes.axvline(time_s, color=colour, linewidth=2, linestyle=":")
-    axes.plot(
-        [start_s, end_s, end_s, start_s, start_s],
-        [low_hz, low_hz, high_hz, high_hz, low_hz],
-        color=colour,
-        linewidth=2.5,
-    )
-
-
-def _bar(figure: Any, shown: Any, place: tuple[float, float], label: str) -> Any:
-    bar = figure.colorbar(shown, cax=_place(figure, BAR_LEFT, BAR_WIDTH, place))
-    bar.set_label(label, fontsize=MEDIUM)
-    bar.ax.tick_params(labelsize=MEDIUM)
-    return bar
-
-
-def _draw_spectrogram(
-    figure: Any, arrays: Mapping[str, NDArray[Any]], panel: Mapping[str, Any], place: tuple[float, float]
-) -> None:
-    axes = _axes(figure, place, f"Spectrogram{_band_text(arrays)}", arrays)
-    level_db = panel["spectrogram_db"]
-    low_db, high_db = np.percentile(level_db, [10, 99.8])
-    shown = _show(axes, panel, level_db, cmap="magma", vmin=low_db, vmax=max(high_db, low_db + 20))
-    axes.tick_params(labelbottom=False)
-    _mark(axes, arrays, "white")
-    _bar(figure, shown, place, "dB re full scale")
-
-
-def _band_text(arrays: Mapping[str, NDArray[Any]]) -> str:
-    if "band_hz" not in arrays:
-        return ""
-    low_khz, high_khz = arrays["band_hz"] / 1000
-    return f" · box: the call, {low_khz:.1f} to {high_khz:.1f} kHz"
-
-
-def _draw_relevance(
-    figure: Any,
-    arrays: Mapping[str, NDArray[Any]],
-    panel: Mapping[str, Any],
-    place: tuple[float, float],
-    title: str,
-) -> None:
-    """Relevance above the picture's average, as multiples of it, over a faint spectrogram."""
-    from matplotlib.colors import PowerNorm
-
-    axes = _axes(figure, place, title, arrays)
-    low_db, high_db = np.percentile(panel["spectrogram_db"], [10, 99.8])
-    _show(axes, panel, panel["spectrogram_db"], cmap="Greys", vmin=low_db, vmax=high_db + 2 * (high_db - low_db))
-    relevance = panel["relevance"] / (panel["relevance"].mean() or 1)
-    norm = PowerNorm(0.5, 1, max(float(np.percentile(relevance, 99.8)), 3))
-    shown = _show(axes, panel, relevance, cmap=_veil(), norm=norm)
-    axes.tick_params(labelbottom=False)
-    _mark(axes, arrays, "black")
-    bar = _bar(figure, shown, place, "times the average")
-    bar.set_ticks([1, *(tick for tick in bar.get_ticks() if 1 < tick <= norm.vmax)])
-
-
-def _veil() -> Any:
-    """Colours from clear to opaque, so that only relevance covers the spectrogram beneath."""
-    from matplotlib import colormaps
-    from matplotlib.colors import ListedColormap
-
-    colours = colormaps["viridis_r"](np.linspace(0, 1, 256))
-    colours[:, 3] = np.minimum(1, np.linspace(0, 3, 256))
-    colours[0, 3] = 0
-    return ListedColormap(colours)
-
-
-def _draw_scores(figure: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
-    axes = _axes(figure, SCORES, "Orca score of each channel · dashed: threshold", arrays)
-    numbers, scores = arrays["channels"].tolist(), arrays["channel_scores"]
-    best = numbers.index(int(arrays["best_channel"]))
-    for column in sorted(range(len(numbers)), key=lambda column: column == best):
-        style = _line(column, column == best, numbers)
-        axes.plot(arrays["score_times_s"], scores[:, column], marker="o", markersize=1.8 * style["linewidth"], **style)
-    axes.axhline(float(arrays["threshold"]), color="0.3", linewidth=2, linestyle="--", zorder=1)
-    axes.set_ylim(0, 1.04)
-    axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
-    axes.set_xlabel("seconds of the clip" if "event_s" in arrays else "seconds of the file", fontsize=MEDIUM)
-    handles, labels = axes.get_legend_handles_labels()
-    order = sorted(range(len(labels)), key=lambda index: int(labels[index].split()[-1]))
-    axes.legend(
-        [handles[index] for index in order],
-        [labels[index] for index in order],
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
-        fontsize=SMALL,
-        frameon=False,
-        handlelength=1,
-        labelspacing=0.25,
-    )
-
-
-def _line(column: int, is_best: bool, numbers: Sequence[int]) -> dict[str, Any]:
-    """Style of a channel's line: a colour each; with more channels than colours, the best stands out of the rest."""
-    if len(numbers) > len(COLOURS) and not is_best:
-        return {"color": "0.6", "linewidth": 2}
-    colour = COLOURS[column % len(COLOURS)]
-    return {"color": colour, "linewidth": 5 if is_best else 2.5, "label": f"ch {numbers[column]}"}

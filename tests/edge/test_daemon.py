@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from orcawatch import recorder, store
+from orcawatch import drawing, recorder, store
 from orcawatch.config import ClipSettings, EventSettings, HydrophoneSettings, Settings
 from orcawatch.daemon import Upkeep, run, stop_signals
 from orcawatch.errors import AudioError, InputError
 from orcawatch.listener import Totals
 from orcawatch.recorder import file_name
 from orcawatch.records import AudioBlock, StreamInfo
+from orcawatch.service import Service
 from orcawatch.store import Detection, Store
 
 RATE_HZ = 16000
@@ -101,6 +102,64 @@ def test_each_event_has_a_row_a_clip_and_a_snapshot(sea: Any, ensemble: Any, tmp
         assert "relevance_in_band" in detection.numbers
         assert (settings.output / detection.snapshot).read_bytes().startswith(b"\x89PNG")
         assert (settings.output / detection.snapshot).with_suffix(".npz").is_file()
+
+
+def test_pictures_of_a_long_watch_are_drawn_by_others(sea: Any, ensemble: Any, tmp_path: Path) -> None:
+    class Long(Upkeep):
+        apart = True
+
+    def hidden(*about: Any) -> Any:
+        raise AssertionError("this process draws")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(drawing, "draw", hidden)
+        settings = settings_in(tmp_path, snapshots=True)
+        found, totals = listened(FakeSource([(0, sea)]), ensemble, settings, upkeep=Long())
+    assert totals.events == 3 and Service.apart
+    for detection in found:
+        assert (settings.output / str(detection.snapshot)).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_audio_is_let_go_before_it_is_explained(
+    sea: Any, ensemble: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart: bool
+) -> None:
+    pieces, left = [], []
+    init, make = recorder.Piece.__init__, recorder.make_snapshot
+
+    def noted(piece: Any, *about: Any) -> None:
+        init(piece, *about)
+        pieces.append(piece)
+
+    def looked(*about: Any) -> Any:
+        left.append([len(piece.samples) for piece in pieces[: len(left) + 1]])
+        return make(*about[:-1], apart)
+
+    monkeypatch.setattr(recorder.Piece, "__init__", noted)
+    monkeypatch.setattr(recorder, "make_snapshot", looked)
+    found, _ = listened(FakeSource([(0, sea)]), ensemble, settings_in(tmp_path, snapshots=True))
+    assert left == [[0], [0, 0], [0, 0, 0]] and all(one.clip and one.snapshot for one in found)
+
+
+def test_a_long_event_waits_for_the_one_that_is_being_made(
+    sea: Any, ensemble: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "WAITING_MB", 1e-6)
+    write, cut, order = recorder.write_clip, recorder.Roll.cut, []
+
+    def slow(*about: Any) -> Any:
+        time.sleep(0.2)
+        order.append("made")
+        return write(*about)
+
+    def noted(roll: Any, *span: int) -> Any:
+        order.append("cut")
+        return cut(roll, *span)
+
+    monkeypatch.setattr(recorder, "write_clip", slow)
+    monkeypatch.setattr(recorder.Roll, "cut", noted)
+    listened(FakeSource([(0, sea)]), ensemble, settings_in(tmp_path))
+    assert order == ["cut", "cut", "made"] * 3  # of an event's row, of its clip
 
 
 def test_clip_holds_the_event_with_its_rolls_at_the_original_rate(sea: Any, ensemble: Any, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import struct
 import subprocess
 import sys
@@ -13,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orcawatch import snapshot
-from orcawatch.errors import AudioError
+from orcawatch import drawing, snapshot
+from orcawatch.errors import AudioError, OrcawatchError
 from orcawatch.records import Event, Window, WindowScore
 from orcawatch.snapshot import Explanation, Map
 from orcawatch.spectrogram import FrontEnd, LinearPower, LogMel, rows_of
@@ -283,8 +282,9 @@ def test_excerpt_holds_the_peak(samples: int, peak: int) -> None:
 def test_snapshot_files(tmp_path: Path) -> None:
     detected = event(1.4, 2.6, 70000, [[0.2, 0.6, 0.3, 0.1], [0.3, 0.9, 0.4, 0.2]], best=1)
     ensemble = FakeEnsemble()
+    shown = snapshot.excerpt_of(clip_with_call(), RATE_HZ, 70000, detected)
     png, numbers = snapshot.make_snapshot(
-        ensemble, clip_with_call(), RATE_HZ, 70000, detected, (4, 7, 5, 6), "scene.flac · 12.5 s", tmp_path / "2026.1"
+        ensemble, shown, detected, (4, 7, 5, 6), "scene.flac · 12.5 s", tmp_path / "2026.1"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2026.1.npz", "2026.1.png"] and png.name == "2026.1.png"
     assert png_size(png.read_bytes()) == SIZE
@@ -296,16 +296,15 @@ def test_snapshot_files(tmp_path: Path) -> None:
         assert arrays["channel_scores"].shape == (2, 4)
         assert arrays["channels"].tolist() == [4, 7, 5, 6] and arrays["best_channel"] == 7
         assert arrays["title"][1].startswith("channel 7, score")
-        again = io.BytesIO()
-        snapshot.draw(dict(arrays), again)
-    assert again.getvalue() == png.read_bytes()
+        assert drawing.drawn(dict(arrays)) == png.read_bytes()
 
 
 def test_several_backbones_make_a_taller_picture(tmp_path: Path) -> None:
     front_ends = (FRONT_END, LinearPower(size=75), LinearPower(size=75))
     detected = event(1.4, 2.6, 0, [[0.2, 0.6], [0.3, 0.9]], best=1)
+    shown = snapshot.excerpt_of(clip_with_call(2), RATE_HZ, 0, detected)
     png, numbers = snapshot.make_snapshot(
-        FakeEnsemble(front_ends=front_ends), clip_with_call(2), RATE_HZ, 0, detected, (0, 1), "t", tmp_path / "three"
+        FakeEnsemble(front_ends=front_ends), shown, detected, (0, 1), "t", tmp_path / "three"
     )
     assert png_size(png.read_bytes()) == (SIZE[0], SIZE[1] + 2 * 404)
     assert sum(numbers[f"share-{name}"] for name in ("fake", "other", "third")) == pytest.approx(1)
@@ -313,21 +312,19 @@ def test_several_backbones_make_a_taller_picture(tmp_path: Path) -> None:
         assert arrays["backbones"].tolist() == ["fake", "other", "third"]
         assert arrays["relevance"].shape[1] == 64 and arrays["relevance-third"].shape[1] == 75
         assert arrays["spectrogram_db-other"].shape == arrays["relevance-other"].shape
-        again = io.BytesIO()
-        snapshot.draw(dict(arrays), again)
-    assert again.getvalue() == png.read_bytes()
+        assert drawing.drawn(dict(arrays)) == png.read_bytes()
 
 
 def test_lines_have_the_sources_channel_numbers() -> None:
-    styles = [snapshot._line(column, column == 1, (4, 7, 5)) for column in range(3)]
+    styles = [drawing._line(column, column == 1, (4, 7, 5)) for column in range(3)]
     assert [style["label"] for style in styles] == ["ch 4", "ch 7", "ch 5"]
     assert [style["linewidth"] for style in styles] == [2.5, 5, 2.5]
 
 
 def test_long_clip_is_shown_around_its_peak(tmp_path: Path) -> None:
     detected = event(1.0, 19.0, 0, [[0.6]] * 17 + [[0.9]], best=0)
-    ensemble = FakeEnsemble()
-    snapshot.make_snapshot(ensemble, noise(20.0), RATE_HZ, 0, detected, (0,), "t", tmp_path / "long")
+    shown = snapshot.excerpt_of(noise(20.0), RATE_HZ, 0, detected)
+    snapshot.make_snapshot(FakeEnsemble(), shown, detected, (0,), "t", tmp_path / "long")
     with np.load(tmp_path / "long.npz") as arrays:
         assert arrays["times_s"][[0, -1]] == pytest.approx([8, 20], abs=0.05)
 
@@ -336,11 +333,42 @@ def test_long_clip_is_shown_around_its_peak(tmp_path: Path) -> None:
 def test_draws_silence_and_any_number_of_channels(tmp_path: Path, channels: int) -> None:
     detected = event(0.0, 0.9, 0, [[0.5] * channels], best=channels - 1)
     samples = np.zeros((RATE_HZ, channels), np.float32)
+    shown = snapshot.excerpt_of(samples, RATE_HZ, 0, detected)
     png, numbers = snapshot.make_snapshot(
-        FakeEnsemble(), samples, RATE_HZ, 0, detected, range(channels), "a long name " * 20, tmp_path / "quiet"
+        FakeEnsemble(), shown, detected, range(channels), "a long name " * 20, tmp_path / "quiet"
     )
     assert png_size(png.read_bytes()) == SIZE
     assert numbers["silent_windows"] == numbers["windows"] == 2 and "relevance_in_band" not in numbers
+
+
+def test_another_process_draws_the_same_picture(tmp_path: Path) -> None:
+    detected = event(1.4, 2.6, 0, [[0.2, 0.6], [0.3, 0.9]], best=1)
+    shown = snapshot.excerpt_of(clip_with_call(2), RATE_HZ, 0, detected)
+    made = [
+        snapshot.make_snapshot(FakeEnsemble(), shown, detected, (0, 1), "sea", tmp_path / name, apart)[0].read_bytes()
+        for name, apart in (("here", False), ("apart", True))
+    ]
+    assert made[0] == made[1] and png_size(made[0]) == SIZE
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_picture_that_cannot_be_drawn_apart_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    npz = tmp_path / "half.npz"
+    np.savez(npz, times_s=np.zeros(3))
+    with pytest.raises(OrcawatchError, match=r"half\.npz ended with exit code 1: .*KeyError.*backbones"):
+        drawing.drawn_apart(npz)
+    monkeypatch.setattr(drawing, "DRAWN_S", 0.01)
+    with pytest.raises(OrcawatchError, match=r"half\.npz could not be drawn in a process of its own: .* timed out"):
+        drawing.drawn_apart(npz)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
+    with pytest.raises(OrcawatchError, match=r"half\.npz could not be drawn in a process of its own: .*gone"):
+        drawing.drawn_apart(npz)
+
+
+def test_excerpt_is_a_copy_that_lets_the_clip_go() -> None:
+    clip = clip_with_call(2)
+    shown = snapshot.excerpt_of(clip, RATE_HZ, 0, event(1.4, 2.6, 0, [[0.2, 0.6]], best=1))
+    assert shown.samples.base is None and np.array_equal(shown.samples, clip[:, 1])
 
 
 def test_matplotlib_is_loaded_only_to_draw() -> None:
