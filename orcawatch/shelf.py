@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 from .bundle import SHIPPED, SIGNATURE, Bundle, load_bundle
 from .bundles import CURRENT, DIGEST_CHARACTERS, FOLDER, OF_OURS, PREVIOUS, Fits, InForce, nothing, usable
@@ -41,6 +41,9 @@ NAME_CHARACTERS = 40  # of a bundle's name in the name of its folder
 NAMED = re.compile(f".+-[0-9a-f]{{{DIGEST_CHARACTERS}}}")  # by `folder_name`
 KEYS = {"utc", "who", "action", "bundle"}  # of every entry of the history
 FOLDER_MODE, FILE_MODE = 0o755, 0o644  # the service's user reads what root has installed
+
+
+Links = dict[str, Optional[str]]  # where each of `LINKS` leads; None where there is no such link
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,12 @@ class Shelf:
 
     def trial(self) -> Trial | None:
         """How long the shadow scores; None where there is no shadow."""
+        found = self._trial_there()
+        # A change of shadows was cut short where it is another.
+        return found if found is not None and found.folder == self.target(SHADOW) else None
+
+    def _trial_there(self) -> Trial | None:
+        """What its file says."""
         try:
             found = trial_of((self.folder / TRIAL).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -105,7 +114,7 @@ class Shelf:
             self._complaint.say(f"{self.folder / TRIAL} cannot be read: {fault}; install the shadow again")
             return None
         self._complaint.end(f"{self.folder / TRIAL} can be read again")
-        return found if found.folder == self.target(SHADOW) else None  # a change of shadows was cut short
+        return found
 
     def history(self) -> list[dict[str, Any]]:
         """What was done, oldest first; a line that the power cut short, or that is no entry, is passed over."""
@@ -193,8 +202,7 @@ class Shelf:
                 raise BundleError(f"the previous bundle cannot be used, and nothing was changed: {fault}") from fault
             self._log("rollback", before, {CURRENT: before, PREVIOUS: now})
             self._point(CURRENT, before)  # first what matters: the power may fail now
-            if now is not None:
-                self._point(PREVIOUS, now)
+            self._point(PREVIOUS, now)
             return found
 
     def promote(self, fits: Fits = nothing) -> Bundle:
@@ -204,8 +212,8 @@ class Shelf:
             if name is None:
                 raise BundleError(f"{self.folder} has no shadow to promote; see `orcawatch bundle list`")
             found = usable(self.folder / name, fits)
-            self._make_current(name, "promote shadow")
-            self._end_shadow("end shadow")
+            self._make_current(name, "promote shadow", {SHADOW: None})
+            self._end_shadow()
             return found
 
     def stop_shadow(self) -> str:
@@ -214,7 +222,8 @@ class Shelf:
             name = self.target(SHADOW)
             if name is None:
                 raise BundleError(f"{self.folder} has no shadow to stop; see `orcawatch bundle list`")
-            self._end_shadow("stop shadow")
+            self._log("stop shadow", name, {SHADOW: None})
+            self._end_shadow()
             self._prune()
             return name
 
@@ -235,22 +244,20 @@ class Shelf:
             if not entries or entries[-1].get("faults") != list(found.faults):
                 self._log("fall back", found.bundle.folder.name, {}, origin=found.origin, faults=list(found.faults))
 
-    def _make_current(self, name: str, action: str) -> None:
+    def _make_current(self, name: str, action: str, along: Mapping[str, str | None] | None = None) -> None:
+        """Point the links; `along` is what other links the change is going to change."""
         before = self.target(CURRENT)
-        if before == name:
+        if before == name and not along:
             return
-        self._log(action, name, {CURRENT: name, **({} if before is None else {PREVIOUS: before})})
-        if before is not None:
-            self._point(PREVIOUS, before)
+        previous = self.target(PREVIOUS) if before in (None, name) else before
+        self._log(action, name, {CURRENT: name, PREVIOUS: previous, **(along or {})})
+        self._point(PREVIOUS, previous)
         self._point(CURRENT, name)
 
-    def _end_shadow(self, action: str) -> None:
-        name = self.target(SHADOW)
-        if name is not None:
-            self._log(action, name, {SHADOW: None})
-            (self.folder / SHADOW).unlink()
-            (self.folder / TRIAL).unlink(missing_ok=True)
-            sync_folder(self.folder)
+    def _end_shadow(self) -> None:
+        self._point(SHADOW, None)
+        (self.folder / TRIAL).unlink(missing_ok=True)
+        sync_folder(self.folder)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -265,6 +272,7 @@ class Shelf:
             self._make_folder()
             with locked(self.folder / LOCK):
                 self._give(self.folder / LOCK)
+                self._mend()
                 if self._states_differ():
                     self._log("found", self.target(CURRENT) or "", {}, why="the change above was cut short, or undone")
                 yield
@@ -282,7 +290,33 @@ class Shelf:
     def _states_differ(self) -> bool:
         """Whether the links are others than the history's last entry says."""
         entries = self.history()
-        return bool(entries) and any(entries[-1].get(link) != self.target(link) for link in LINKS)
+        return bool(entries) and links_of(entries[-1]) != self._links()
+
+    def _links(self) -> Links:
+        return {link: self.target(link) for link in LINKS}
+
+    def _mend(self) -> None:
+        """Where a change was cut short between two links, go on with it, or undo it: a rollback would go astray.
+
+        The current bundle stays as it is: with the new one the change is gone on with, with the old one it is undone.
+        A shadow is the new one as soon as its time is written.
+        """
+        links, (before, after) = self._links(), self._last_change()
+        trial = self._trial_there()
+        if trial is not None and trial.folder == after[SHADOW] != links[SHADOW] and links == before:
+            self._point(SHADOW, after[SHADOW])
+        elif links not in (before, after) and all(links[link] in (before[link], after[link]) for link in LINKS):
+            whole = after if links[CURRENT] == after[CURRENT] else before
+            for link, name in whole.items():
+                if name is None or self._place(name).is_dir():
+                    self._point(link, name)
+        if self.target(SHADOW) is None:
+            (self.folder / TRIAL).unlink(missing_ok=True)
+
+    def _last_change(self) -> tuple[Links, Links]:
+        """The links before and after the history's last change."""
+        entries = [dict.fromkeys(LINKS), *map(links_of, self.history())]
+        return entries[-2] if len(entries) > 1 else entries[-1], entries[-1]
 
     def _log(self, action: str, bundle: str, after: Mapping[str, str | None], **more: Any) -> None:
         """Enter a change, with the links as they are to be after it, before it is made.
@@ -362,8 +396,17 @@ class Shelf:
         write_bytes(self.folder / name, text.encode())
         self._give(self.folder / name)
 
-    def _point(self, link: str, name: str) -> None:
-        """Let a link lead to another folder: it does so before or after a power cut, and never nowhere."""
+    def _point(self, link: str, name: str | None) -> None:
+        """Let a link lead to another folder: it does so before or after a power cut, and never nowhere.
+
+        None takes it away; where it leads there already it is left alone.
+        """
+        if self.target(link) == name:
+            return
+        if name is None:
+            (self.folder / link).unlink()
+            sync_folder(self.folder)
+            return
         partial = self.folder / f"{link}{PARTIAL}"
         partial.unlink(missing_ok=True)
         partial.symlink_to(name)
@@ -395,6 +438,13 @@ class Shelf:
 
 
 INSTALLING = ("install", "install shadow")
+
+
+def links_of(entry: Mapping[str, Any]) -> Links:
+    """Where the links lead after a change, by its entry in the history."""
+    names = {link: entry.get(link) for link in LINKS}
+    ours = {name for name in names.values() if isinstance(name, str) and (name == OF_OURS or NAMED.fullmatch(name))}
+    return {link: name if name in ours else None for link, name in names.items()}
 
 
 def folder_name(bundle: Bundle) -> str:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import gzip
 import io
+import itertools
 import json
 import logging
 import os
@@ -378,6 +379,52 @@ def test_power_cut_before_every_step_leaves_what_works(
         assert place.install(bundles["c"]).name == "c" == current(output)
         assert place.history()[-1]["current"] == place.target("current")
     assert number > 8
+
+
+@pytest.mark.parametrize("change", list(CHANGES))
+def test_after_a_power_cut_the_next_change_finds_all_links_old_or_all_new(
+    change: str, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    """And a shadow with its time, or none: cut between two links, a rollback would have gone astray."""
+    make_change, _ = CHANGES[change]
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    Shelf(before).install(bundles["a"])
+    if change != "rollback to ours":
+        Shelf(before).install(bundles["b"])
+    Shelf(before).install_shadow(bundles["d"], 1)
+    shutil.copytree(before, after, symlinks=True)
+    make_change(Shelf(after), bundles)
+    whole = [{link: Shelf(output).target(link) for link in shelf.LINKS} for output in (before, after)]
+    for number in itertools.count(1):
+        output = Path(shutil.copytree(before, tmp_path / f"out{number}", symlinks=True))
+        place = Shelf(output)
+        with pytest.MonkeyPatch.context() as patch:
+            count = cut_before(patch, number, Cut())
+            with suppress(Cut):
+                make_change(place, bundles)
+        place.note_fall_back(in_force(Settings(output=output)))
+        links = {link: place.target(link) for link in shelf.LINKS}
+        assert links in whole, number
+        trial = place.trial()
+        assert (None if trial is None else trial.folder) == links["shadow"], number
+        assert (place.folder / shelf.TRIAL).exists() == (trial is not None)
+        if len(count) < number:
+            break
+
+
+def test_a_history_that_leads_elsewhere_mends_nothing(bundles: dict[str, Path], output: Path) -> None:
+    place = Shelf(output)
+    for name in "ab":
+        place.install(bundles[name])
+    entry = place.history()[-1]
+    for previous in ("../../etc", 7, "c-0123456789ab"):
+        with (place.folder / shelf.HISTORY).open("a") as file:
+            file.write(json.dumps({**entry, "current": "a-0123456789ab", "previous": "b-0123456789ab"}) + "\n")
+            file.write(json.dumps({**entry, "previous": previous}) + "\n")
+        links = {link: place.target(link) for link in shelf.LINKS}
+        place.note_fall_back(in_force(Settings(output=output)))
+        assert {link: place.target(link) for link in shelf.LINKS} == links
 
 
 HISTORY_TORN = '{"utc": "2026-07-01T00:00:00+00:00", "who"'
