@@ -64,6 +64,13 @@ class EventBuilder:
     def _max(self) -> float:
         return self.rules.max_duration_s * self._rate_hz
 
+    @property
+    def open_since(self) -> int | None:
+        """From where on there may still be an event that was not returned; None before the first window."""
+        if self._held:
+            return self._start
+        return None if self._last is None else centre(self._last)
+
     def push(self, window: WindowScore) -> list[Event]:
         """Take the next window; return the events that can no longer change."""
         done = self.finish() if self._follows_gap(window) else []

@@ -80,7 +80,8 @@ class Beside:
         self._spans: list[Span] = []
         self._events: list[Event] = []
         self._answers: list[tuple[int, float]] = []
-        self._hearing = False  # inside a stretch
+        self._hearing = False  # inside a stretch,
+        self._stretch_at = 0  # which began there
         self._resume_at = 0  # position from which it may hear again
         self._written_at = loop.position
 
@@ -118,21 +119,40 @@ class Beside:
         self.write()
 
     def write(self) -> None:
-        """Write what it has found and left out, in one transaction; where the disk refuses it waits."""
+        """Write what it has found and left out, in one transaction; where the disk refuses it waits.
+
+        What it has heard counts as scored up to where all is found: who is killed takes an event with him that is open.
+        """
         self._written_at = self._loop.position
         session = self._loop.logbook.ledger.session
-        if not (self._spans or self._events or self._answers):
+        done, rest = self._settled()
+        if not (done or self._events or self._answers):
             return
         try:
             if session is None:
                 raise OrcawatchError("the disk has refused this session")
             with self._loop.logbook.transaction() as connection:
-                self._put(connection, session)
+                self._put(connection, session, done)
         except OrcawatchError as fault:
             log.debug("what the shadow found waits: %s", fault)
             self._forget_some()
             return
-        self._spans, self._events, self._answers = [], [], []
+        self._spans, self._events, self._answers = rest, [], []
+
+    def _settled(self) -> tuple[list[Span], list[Span]]:
+        """The account, parted where there may still be an event."""
+        if not self._hearing:
+            return self._spans, []
+        since = self._builder.open_since
+        border = self._stretch_at if since is None else since
+        done = [replace(span, end_sample=min(span.end_sample, border)) for span in self._spans]
+        utc = self._loop.source.utc_at(border)
+        rest = [
+            span if span.start_sample >= border else replace(span, start_sample=border, start_utc=utc)
+            for span in self._spans
+            if span.end_sample > border
+        ]
+        return [span for span in done if span.start_sample < span.end_sample], rest
 
     def _new_detector(self) -> Detector:
         return Detector(self.ensemble, self._rate_hz, len(self._loop.listener.channels), self.ensemble.bundle.hop_s)
@@ -151,7 +171,8 @@ class Beside:
             raise OrcawatchError(f"it let the watch wait for {took_s:.1f} s at once: this machine is too slow for it")
 
     def _hear(self, block: AudioBlock) -> None:
-        self._hearing = True
+        if not self._hearing:
+            self._hearing, self._stretch_at = True, block.start_sample
         for piece in pieces(block, self._rate_hz):
             self._take(self._detector.push(piece))
 
@@ -188,9 +209,9 @@ class Beside:
                 self._answers.append((detection.id, max(found)))
         self._asked.clear()
 
-    def _put(self, connection: sqlite3.Connection, session: int) -> None:
+    def _put(self, connection: sqlite3.Connection, session: int, spans: Sequence[Span]) -> None:
         about = (session, self.ensemble.bundle.name, self.ensemble.bundle.digest)
-        for span in self._spans:
+        for span in spans:
             put_span(connection, about, span)
         connection.executemany(
             "INSERT INTO shadows (session, bundle, bundle_digest, source, start_sample, end_sample, start_s, end_s, "

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -109,6 +110,33 @@ def test_shadow_of_the_same_bundle_finds_exactly_the_same(bay: Bay, holes: bool)
     recorded = bay.rows("SELECT sum(end_sample - start_sample) FROM ledger WHERE kind = 'recorded'")[0][0]
     assert found.compared_s == pytest.approx(recorded / RATE_HZ) and found.agreement == 1.0 and not found.left_out_s
     assert found.since_utc == datetime(2026, 7, 1, tzinfo=timezone.utc)
+
+
+class Killed(BaseException):
+    """Nothing is finished, and nothing cleaned up."""
+
+
+def test_what_a_kill_has_cost_counts_as_not_compared(bay: Bay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by kills: the account said that the shadow had scored where its event was still open, and so was lost."""
+    monkeypatch.setattr(shadowing, "WRITE_S", 0.2)
+    trial, add = bay.begin(), Store.add
+    for number in (1, 2, 3):
+        added: list[int] = []
+
+        def adding(*given: Any, added: list[int] = added, most: int = number) -> int:
+            added.append(add(*given))
+            if len(added) == most:
+                raise Killed
+            return added[-1]
+
+        with monkeypatch.context() as patch, suppress(Killed):
+            patch.setattr(Store, "add", adding)
+            bay.listen()
+        counted = bay.shelf.trial()
+        assert counted is not None and counted.starts == 1 and bay.shelf.change_trial(counted, trial)
+    found = bay.summary()
+    assert found is not None and (found.both, found.only_current, found.only_shadow) == (0 + 1 + 2, 0, 0)
+    assert len(bay.rows("SELECT id FROM detections")) == 1 + 2 + 3
 
 
 def test_what_only_one_of_them_has_is_told_with_scores_and_verdicts(bay: Bay) -> None:
@@ -321,8 +349,8 @@ def test_disk_that_refuses_costs_the_watch_nothing(bay: Bay, monkeypatch: pytest
     refused: list[int] = []
     put = shadowing.Beside._put
 
-    def refusing(self: Any, connection: Any, session: int) -> None:
-        put(self, connection, session)
+    def refusing(self: Any, connection: Any, session: int, spans: Any) -> None:
+        put(self, connection, session, spans)
         refused.append(session)
         if len(refused) < 10:
             connection.execute("INSERT INTO nowhere VALUES (1)")
