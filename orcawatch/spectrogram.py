@@ -8,6 +8,7 @@ the constants travel in the bundle.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, Protocol
@@ -25,7 +26,10 @@ POWER_NORMALISATIONS = ("peak", "band_floor")
 FLOOR_RANK = 20  # of a window's 96 frames: about the 20th percentile
 LEAST_MAGNITUDE = 1e-12  # a mean below it counts as digital silence
 LEAST_POWER = 1e-24
-FRAMES_AT_ONCE = 32
+ROWS_AT_ONCE = 128  # frames times channels that fit the processor's cache
+VECTOR_ROWS = 16  # a multiple of what any processor transforms at once, in single precision
+PRODUCT_ROWS = 4
+PRODUCT_BANDS = 32
 PATCH = (8, 2)  # rows and bands: with VGGish 80 ms of one partial
 
 
@@ -112,23 +116,110 @@ def periodic_hann(samples: int) -> Array:
     return (0.5 - 0.5 * np.cos(phase)).astype(np.float32)
 
 
-def magnitudes(samples: Array, hann: Array, hop: int, fft_size: int) -> Array:
-    """Magnitude spectrum of every whole frame: samples (samples, channels) in, (frames, channels, bins) out.
+def joined(first: Array, second: Array) -> Array:
+    """Two arrays one after the other; no copy where one of them is empty."""
+    return np.concatenate([first, second]) if len(first) and len(second) else first if len(first) else second
 
-    Some frames at a time, so that what is worked on stays in the processor's cache.
+
+class Filterbank:
+    """The spectra of frames, summed over bands.
+
+    Some frames are worked on at a time, so that all of it stays in the processor's cache. The bands are summed some at
+    a time, over the bins from the first to the last that any of them looks at.
+
+    What a frame gives must not depend on how many others came with it, to the last bit. A library adds up in another
+    order where rows are left over from a full vector, or where a product has another shape. So transforms are made
+    `VECTOR_ROWS` at a time, old rows filling up the last ones, and products of `PRODUCT_ROWS` rows each.
+
+    Parameters
+    ----------
+    hann : window of one frame, shape (frame_samples,).
+    hop : samples from one frame to the next.
+    fft_size : even, samples to which a frame is filled up with zeros.
+    matrix : weights, shape (fft_size // 2 + 1, bands).
+    power : whether magnitudes are squared before they are summed.
     """
-    channels, frames = samples.shape[1], max(0, (len(samples) - len(hann)) // hop + 1)
-    found = np.empty((frames, channels, fft_size // 2 + 1), np.float32)
-    if not frames:
+
+    def __init__(self, hann: Array, hop: int, fft_size: int, matrix: Array, power: bool) -> None:
+        self.hann = hann * np.float32(fft_size)  # by which the transforms divide
+        self.hop = hop
+        self.fft_size = fft_size
+        self.bins, self.bands = matrix.shape
+        self.parts = list(parts_of(matrix))
+        self.power = power
+
+    def rows(self, samples: Array) -> Array:
+        """Sums of every whole frame: samples float32 (samples, channels) in, (frames, channels, bands) out."""
+        channels, frames = samples.shape[1], max(0, (len(samples) - len(self.hann)) // self.hop + 1)
+        found = np.empty((frames, channels, self.bands), np.float32)
+        at_once = max(1, min(frames, ROWS_AT_ONCE // channels))
+        desk = Desk(self, at_once, channels)
+        for start in range(0, frames, at_once):
+            part = found[start : start + at_once]
+            desk.sum(samples[start * self.hop :], part)
         return found
-    framed = np.lib.stride_tricks.sliding_window_view(np.ascontiguousarray(samples.T), len(hann), axis=1)[:, ::hop]
-    padded = np.zeros((channels, min(frames, FRAMES_AT_ONCE), fft_size), np.float32)
-    for start in range(0, frames, FRAMES_AT_ONCE):
-        part = framed[:, start : start + FRAMES_AT_ONCE]
-        np.multiply(part, hann, out=padded[:, : part.shape[1], : len(hann)])
-        spectra = np.fft.rfft(padded[:, : part.shape[1]])
-        found[start : start + part.shape[1]] = np.abs(spectra).transpose(1, 0, 2)
-    return found
+
+
+def parts_of(matrix: Array) -> Iterator[tuple[slice, slice, Array]]:
+    """A matrix (bins, bands) in parts of some bands each: their bins, the bands, and the weights of those."""
+    for bands in np.array_split(np.arange(matrix.shape[1]), -(-matrix.shape[1] // PRODUCT_BANDS)):
+        used = np.flatnonzero(matrix[:, bands].any(axis=1))
+        bins = slice(used[0], used[-1] + 1) if len(used) else slice(0, 0)
+        yield bins, slice(bands[0], bands[-1] + 1), np.ascontiguousarray(matrix[bins, bands])
+
+
+class Desk:
+    """Room for what a filterbank works on at a time.
+
+    Parameters
+    ----------
+    bank : whose constants hold.
+    frames, channels : at most so many frames of exactly so many channels.
+    """
+
+    def __init__(self, bank: Filterbank, frames: int, channels: int) -> None:
+        length, rows = len(bank.hann), in_vectors(frames * channels)
+        self._bank = bank
+        self._samples = np.empty((channels, (frames - 1) * bank.hop + length), np.float32)
+        across, along = self._samples.strides
+        self._framed = np.lib.stride_tricks.as_strided(
+            self._samples, (frames, channels, length), (bank.hop * along, across, along)
+        )
+        self._padded = np.zeros((rows, bank.fft_size), np.float32)
+        self._magnitudes = np.empty((rows, bank.bins), np.float32)
+        self._sums = np.empty((rows, bank.bands), np.float32)
+
+    def sum(self, samples: Array, found: Array) -> None:
+        """Fill `found`, shape (frames, channels, bands), from the first of the samples (samples, channels)."""
+        bank, frames, channels = self._bank, *found.shape[:2]
+        length = (frames - 1) * bank.hop + len(bank.hann)
+        self._samples[:, :length] = samples[:length].T
+        padded = self._padded[: frames * channels].reshape(frames, channels, -1)
+        np.multiply(self._framed[:frames], bank.hann, out=padded[..., : len(bank.hann)])
+        rows = in_vectors(frames * channels)
+        # This norm divides by `fft_size`, which `Filterbank.hann` makes good, and keeps NumPy 2 in single precision.
+        spectra = np.fft.rfft(self._padded[:rows], norm="forward")
+        magnitudes = np.abs(spectra, out=self._magnitudes[:rows])
+        if bank.power:
+            np.square(magnitudes, out=magnitudes)
+        magnitudes, sums = (
+            array[:rows].reshape(rows // PRODUCT_ROWS, PRODUCT_ROWS, -1) for array in (self._magnitudes, self._sums)
+        )
+        for bins, bands, weights in bank.parts:
+            np.matmul(magnitudes[..., bins], weights, out=sums[..., bands])
+        found[:] = self._sums[: frames * channels].reshape(found.shape)
+
+
+def in_vectors(rows: int) -> int:
+    """A number of rows filled up to whole vectors."""
+    return -(-rows // VECTOR_ROWS) * VECTOR_ROWS
+
+
+def logarithm(rows: Array, offset: float) -> Array:
+    """log(rows + offset), natural."""
+    level: Array = rows + np.float32(offset)
+    np.log(level, out=level)
+    return level
 
 
 def above_floor(rows: Array, offset: float, least: float = LEAST_MAGNITUDE) -> Array:
@@ -137,9 +228,9 @@ def above_floor(rows: Array, offset: float, least: float = LEAST_MAGNITUDE) -> A
     A window whose mean is below `least` counts as digital silence; zeros give zeros.
     """
     mean = rows.mean(axis=(-2, -1), keepdims=True)
-    level = np.log(rows / np.maximum(mean, np.float32(least)) + np.float32(offset))
-    floor = np.partition(level, FLOOR_RANK - 1, axis=-2)[..., FLOOR_RANK - 1 : FLOOR_RANK, :]
-    return np.asarray(np.maximum(level - floor, 0), np.float32)
+    level = logarithm(rows / np.maximum(mean, np.float32(least)), offset)
+    level -= np.partition(level, FLOOR_RANK - 1, axis=-2)[..., FLOOR_RANK - 1 : FLOOR_RANK, :]
+    return np.maximum(level, 0, out=level)
 
 
 def below_peak(power: Array, range_db: float) -> Array:
@@ -167,7 +258,8 @@ def prominence(spectrogram: Array) -> float:
     """
     frames, bands = PATCH
     sums = sum(spectrogram[:, band : spectrogram.shape[1] - bands + 1 + band] for band in range(bands))
-    running = np.cumsum(np.pad(np.asarray(sums, np.float64), ((1, 0), (0, 0))), axis=0)
+    running = np.zeros((len(spectrogram) + 1, spectrogram.shape[1] - bands + 1))
+    np.cumsum(sums, axis=0, dtype=np.float64, out=running[1:])
     return float((running[frames:] - running[:-frames]).max()) / (frames * bands)
 
 
@@ -243,6 +335,10 @@ class LogMel(Framed):
     def _matrix(self) -> Array:
         return mel_matrix(self.bands, self.fft_size // 2 + 1, self.rate_hz, self.low_hz, self.high_hz)
 
+    @cached_property
+    def _bank(self) -> Filterbank:
+        return Filterbank(self._hann, self.hop_samples, self.fft_size, self._matrix, power=False)
+
     def rows(self, samples: Array) -> Array:
         """Mel magnitudes of every whole frame.
 
@@ -254,12 +350,12 @@ class LogMel(Framed):
         -------
         float32, shape (frames, channels, bands); no frame where fewer than `frame_samples` came.
         """
-        return np.asarray(magnitudes(samples, self._hann, self.hop_samples, self.fft_size) @ self._matrix)
+        return self._bank.rows(samples)
 
     def finish(self, rows: Array) -> Array:
         """Logarithm of one or more windows' rows, shape (..., frames, bands) in and out."""
         if self.normalise == "none":
-            return np.asarray(np.log(rows + np.float32(self.offset)))
+            return logarithm(rows, self.offset)
         return above_floor(rows, self.offset)
 
     def to_rows(self, relevance: Array) -> Array:
@@ -343,6 +439,10 @@ class LinearPower(Framed):
         return linear_matrix(self.size, self.fft_size // 2 + 1, self.rate_hz, self.low_hz, self.high_hz)
 
     @cached_property
+    def _bank(self) -> Filterbank:
+        return Filterbank(self._hann, self.hop_samples, self.fft_size, self._matrix, power=True)
+
+    @cached_property
     def _stretch(self) -> Array:
         return resize_matrix(self.size, self.frames)
 
@@ -357,7 +457,7 @@ class LinearPower(Framed):
         -------
         float32, shape (frames, channels, size); no frame where fewer than `frame_samples` came.
         """
-        return np.asarray(magnitudes(samples, self._hann, self.hop_samples, self.fft_size) ** 2 @ self._matrix)
+        return self._bank.rows(samples)
 
     def finish(self, rows: Array) -> Array:
         """Images of one or more windows' rows: shape (..., frames, size) in, (..., size, size) in 0 to 1 out."""
@@ -400,7 +500,7 @@ def front_end_from_dict(settings: dict[str, Any]) -> FrontEnd:
 class RowStream:
     """Rows of a stream of blocks, the same to the bit wherever the block borders fall.
 
-    Resamples with one `soxr` stream and keeps what the next frame needs.
+    Resamples with one `soxr` stream, unless the audio is at the front end's rate, and keeps what the next frame needs.
 
     Parameters
     ----------
@@ -422,25 +522,30 @@ class RowStream:
                 f"the calls' band is missing from slower audio; record at {front_end.rate_hz} Hz or more"
             )
         self._front_end = front_end
-        self._resampler = soxr.ResampleStream(rate_hz, front_end.rate_hz, channels, dtype="float32")
+        self._resampler = (
+            None
+            if rate_hz == front_end.rate_hz
+            else soxr.ResampleStream(rate_hz, front_end.rate_hz, channels, dtype="float32")
+        )
         self._kept = np.zeros((0, channels), np.float32)
 
     def push(self, samples: Array) -> Array:
         """Rows that these samples complete; samples float32 (samples, channels), rows as `FrontEnd.rows`."""
-        return self._advance(self._resampler.resample_chunk(samples))
+        return self._advance(samples if self._resampler is None else self._resampler.resample_chunk(samples))
 
     def finish(self) -> Array:
         """Rows that the resampler still held back; the stream cannot be used afterwards."""
-        return self._advance(self._resampler.resample_chunk(self._kept[:0], last=True))
+        empty = self._kept[:0]
+        return self._advance(empty if self._resampler is None else self._resampler.resample_chunk(empty, last=True))
 
     def _advance(self, resampled: Array) -> Array:
-        waiting = np.concatenate([self._kept, resampled])
+        waiting = joined(self._kept, resampled)
         rows = self._front_end.rows(waiting)
-        self._kept = waiting[len(rows) * self._front_end.hop_samples :]
+        self._kept = waiting[len(rows) * self._front_end.hop_samples :].copy()
         return rows
 
 
 def rows_of(front_end: FrontEnd, samples: Array, rate_hz: int) -> Array:
     """Rows of a whole recording: samples (samples, channels) in, rows (frames, channels, bands) out."""
     stream = RowStream(front_end, rate_hz, samples.shape[1])
-    return np.concatenate([stream.push(np.ascontiguousarray(samples)), stream.finish()])
+    return joined(stream.push(np.ascontiguousarray(samples)), stream.finish())

@@ -14,8 +14,10 @@ from orcawatch.spectrogram import (
     LogMel,
     RowStream,
     front_end_from_dict,
+    joined,
     linear_matrix,
     mel_matrix,
+    parts_of,
     prominence,
     resize_matrix,
     rows_of,
@@ -85,6 +87,61 @@ def test_stream_equals_file_wherever_the_borders_fall(front_end: FrontEnd, rate_
     blocks = np.split(audio, sorted(b for b in borders if b < len(audio)))
     streamed = np.concatenate([*(stream.push(block) for block in blocks), stream.finish()])
     np.testing.assert_array_equal(streamed, rows_of(front_end, audio, rate_hz))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    front_end=st.sampled_from([FRONT_END, POWER, LogMel(bands=33), LinearPower(size=299)]),
+    channels=st.sampled_from([1, 2, 3, 4, 5, 8, 31, 140]),
+    start=st.integers(0, 40),
+    frames=st.integers(1, 70),
+)
+def test_a_frame_is_the_same_whatever_comes_with_it(
+    front_end: FrontEnd, channels: int, start: int, frames: int
+) -> None:
+    hop, overlap = front_end.hop_samples, front_end.frame_samples - front_end.hop_samples
+    audio = noise(70 * hop + overlap, channels)
+    whole = front_end.rows(audio)
+    part = front_end.rows(audio[start * hop : (start + frames) * hop + overlap])
+    np.testing.assert_array_equal(part, whole[start : start + frames])
+    last = front_end.rows(audio[start * hop :, -1:])
+    np.testing.assert_array_equal(last[:, 0], whole[start:, -1])
+
+
+def test_audio_at_the_front_ends_rate_is_taken_as_it_is() -> None:
+    audio = noise(16000, 3)
+    np.testing.assert_array_equal(rows_of(FRONT_END, audio, 16000), FRONT_END.rows(audio))
+
+
+@pytest.mark.parametrize("rate_hz", [16000, 48000])
+def test_the_stream_keeps_nothing_of_the_callers_block(rate_hz: int) -> None:
+    audio, stream, block, found = noise(rate_hz), RowStream(FRONT_END, rate_hz, 2), np.empty((1000, 2), np.float32), []
+    for start in range(0, len(audio), 1000):
+        block[:] = audio[start : start + 1000]
+        found.append(stream.push(block))
+    np.testing.assert_array_equal(np.concatenate([*found, stream.finish()]), rows_of(FRONT_END, audio, rate_hz))
+
+
+def test_nothing_is_copied_to_join_nothing() -> None:
+    one, none = noise(5), noise(0)
+    assert joined(one, none) is one and joined(none, one) is one and joined(none, none).shape == (0, 2)
+    np.testing.assert_array_equal(joined(one, one + 1), np.concatenate([one, one + 1]))
+
+
+@pytest.mark.parametrize("front_end", [FRONT_END, LogMel(bands=200), LinearPower(), LinearPower(size=1)])
+def test_parts_of_the_bands_leave_out_only_zeros(front_end: LogMel | LinearPower) -> None:
+    again = np.zeros_like(front_end._matrix)
+    for bins, bands, weights in parts_of(front_end._matrix):
+        again[bins, bands] += weights
+    np.testing.assert_array_equal(again, front_end._matrix)
+
+
+def test_bands_that_no_bin_falls_on_stay_zero() -> None:
+    front_end = LogMel(bands=8000)
+    assert any(not weights.size for _, _, weights in parts_of(front_end._matrix))
+    empty = ~front_end._matrix.any(axis=0)
+    rows = front_end.rows(noise(1600))
+    assert not rows[..., empty].any() and rows[..., ~empty].all()
 
 
 def test_every_whole_frame_is_there() -> None:
