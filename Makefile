@@ -13,12 +13,18 @@ demo: edge
 	$(EDGE)/orcawatch run --input orcawatch-out/demo/scene.flac --output orcawatch-out/demo
 	@echo "Open the pictures in orcawatch-out/demo/snapshots: each shows what was heard beside what the network looked at."
 
+# Two commands side by side: what the second prints is shown as it comes, what the first does (its log) after that.
+beside = @$(2) >.venv/$(1).log 2>&1 & other=$$!; $(3); shown=$$?; wait $$other; code=$$?; cat .venv/$(1).log; \
+	exit $$((shown | code))
+
+# Most of what the real parts do is wait.
 test: lint edge tflite train parts
-	OTHER_PYTHON=$(CURDIR)/$(TFLITE)/python $(EDGE)/python -m pytest tests/edge
-	@echo "the older interpreter's tests run beside the training side's, and are shown after them"
-	@$(TFLITE)/python -m pytest tests/edge -m "not parts" >.venv/tflite.log 2>&1 & older=$$!; \
-	EDGE_PYTHONS=$(CURDIR)/$(EDGE)/python:$(CURDIR)/$(TFLITE)/python $(TRAIN)/python -m pytest tests/train; trained=$$?; \
-	wait $$older; older=$$?; cat .venv/tflite.log; exit $$((trained | older))
+	@echo "tests with real parts; beside them run all others, which are shown after them"
+	$(call beside,edge,OTHER_PYTHON=$(CURDIR)/$(TFLITE)/python $(EDGE)/python -m pytest tests/edge -m "not parts",\
+	$(EDGE)/python -m pytest tests/edge -m parts)
+	@echo "tests of the training side; beside them run the older interpreter's, which are shown after them"
+	$(call beside,tflite,$(TFLITE)/python -m pytest tests/edge -m "not parts",\
+	EDGE_PYTHONS=$(CURDIR)/$(EDGE)/python:$(CURDIR)/$(TFLITE)/python $(TRAIN)/python -m pytest tests/train)
 
 # librosa, which the front end is compared with, has an environment of its own; what needs the training's runs where it is.
 bench: edge parts
