@@ -15,7 +15,7 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-import kills  # noqa: E402
+import kills_watch  # noqa: E402
 
 pytestmark = pytest.mark.parts
 
@@ -24,8 +24,8 @@ PATIENCE_S = 90.0
 WATCH = """
 import sys
 sys.path.insert(0, sys.argv[2])
-import kills
-kills.victim(kills.Path(sys.argv[1]), kills.Sea(), kills.Ensemble(), 1)
+import kills_watch
+kills_watch.victim(kills_watch.Path(sys.argv[1]), kills_watch.Sea(), kills_watch.Ensemble(), 1)
 """
 
 
@@ -34,8 +34,8 @@ def test_a_disk_that_refuses_some_calls_loses_nothing_acknowledged(tmp_path: Pat
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
     output = tmp_path / "out"
-    kills.open_store(output / kills.DATABASE).close()
-    paths = [part for name in ("", "-wal") for part in ("-P", str(output / f"{kills.DATABASE}{name}"))]
+    kills_watch.open_store(output / kills_watch.DATABASE).close()
+    paths = [part for name in ("", "-wal") for part in ("-P", str(output / f"{kills_watch.DATABASE}{name}"))]
     inject = ["strace", "-f", "-o", str(tmp_path / "trace"), *paths, "-e", f"inject={call}:error=EIO:when={when}"]
     lines = tmp_path / "lines"
     with lines.open("wb") as told:
@@ -49,11 +49,11 @@ def test_a_disk_that_refuses_some_calls_loses_nothing_acknowledged(tmp_path: Pat
     os.killpg(watch.pid, signal.SIGKILL)
     watch.wait()
     assert ended is None, (tmp_path / "victim.log").read_text()
-    account = kills.Account(power=True)
+    account = kills_watch.Watched(power=True)
     account.take(lines.read_text(), killed=True)
     assert len(account.told) >= ENOUGH
     assert "EIO" in (tmp_path / "trace").read_text()
-    kills.check_all(account, output)
-    kills.check_start(account, output)
-    kills.check_all(account, output)
+    kills_watch.check_all(account, output)
+    kills_watch.check_start(account, output)
+    kills_watch.check_all(account, output)
     assert not account.faults
