@@ -68,7 +68,7 @@ def their_windows(samples: Array) -> None:
 
 def our_windows(samples: Array) -> None:
     """Ours, of each window, from blocks of a tenth of a second."""
-    stream, cutter = RowStream(END, END.rate_hz, CHANNELS), WindowStream(END.frames, HOP_FRAMES)
+    stream, cutter = RowStream(END, END.rate_hz, CHANNELS, HOP_FRAMES), WindowStream(END.frames, HOP_FRAMES)
     for first in range(0, len(samples), END.rate_hz // 10):
         for _, rows in cutter.push(stream.push(samples[first : first + END.rate_hz // 10])):
             END.finish(rows.transpose(1, 0, 2))
@@ -124,7 +124,7 @@ def main(length: int, rounds: int, file: Path | None) -> None:
     check(slow[: 2 * END.rate_hz])
     ways = {
         "whole": (lambda: ours(slow), lambda: theirs(slow), LEAST),
-        "windows": (lambda: our_windows(slow), lambda: their_windows(slow), None),
+        "windows": (lambda: our_windows(slow), lambda: their_windows(slow), LEAST),
         "resampled": (
             lambda: ours(noise, 48000),
             lambda: theirs(librosa.resample(noise.T, orig_sr=48000, target_sr=END.rate_hz).T),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -124,6 +125,11 @@ class Grid:
                 f"{self.step_s:g} s, not {hop_s:g} s"
             )
 
+    @property
+    def at_once(self) -> int:
+        """Rows from one to the next at which a window may end."""
+        return math.gcd(self.frames, self.hop)
+
 
 class Stretch:
     """Windows of one stretch of audio without holes.
@@ -147,7 +153,7 @@ class Stretch:
         self._front_ends = front_ends
         self._grid = grid
         self._rate_hz = rate_hz
-        self._streams = {end: RowStream(end, rate_hz, channels) for end in front_ends.values()}
+        self._streams = {end: RowStream(end, rate_hz, channels, grid.at_once) for end in front_ends.values()}
         self._waiting = {end: np.zeros((0, channels, bands(end)), np.float32) for end in self._streams}
         self._cutter = WindowStream(grid.frames, grid.hop)
 

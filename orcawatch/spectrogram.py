@@ -116,11 +116,6 @@ def periodic_hann(samples: int) -> Array:
     return (0.5 - 0.5 * np.cos(phase)).astype(np.float32)
 
 
-def joined(first: Array, second: Array) -> Array:
-    """Two arrays one after the other; no copy where one of them is empty."""
-    return np.concatenate([first, second]) if len(first) and len(second) else first if len(first) else second
-
-
 class Filterbank:
     """The spectra of frames, summed over bands.
 
@@ -507,13 +502,14 @@ class RowStream:
     front_end : what to compute.
     rate_hz : rate of the audio that comes.
     channels : its number of channels.
+    at_once : rows that are computed together: a call costs as much as ten rows. What lacks some of them waits.
 
     Raises
     ------
     AudioError : the rate is too low for the front end's bands, or there are no channels.
     """
 
-    def __init__(self, front_end: FrontEnd, rate_hz: int, channels: int) -> None:
+    def __init__(self, front_end: FrontEnd, rate_hz: int, channels: int, at_once: int = 1) -> None:
         if channels < 1:
             raise AudioError(f"audio must have at least 1 channel, not {channels}")
         if rate_hz < front_end.lowest_rate_hz:
@@ -527,25 +523,37 @@ class RowStream:
             if rate_hz == front_end.rate_hz
             else soxr.ResampleStream(rate_hz, front_end.rate_hz, channels, dtype="float32")
         )
-        self._kept = np.zeros((0, channels), np.float32)
+        self._at_once = at_once
+        self._none = np.zeros((0, channels), np.float32)
+        self._no_rows = front_end.rows(self._none)
+        self._waiting: list[Array] = []
 
     def push(self, samples: Array) -> Array:
         """Rows that these samples complete; samples float32 (samples, channels), rows as `FrontEnd.rows`."""
-        return self._advance(samples if self._resampler is None else self._resampler.resample_chunk(samples))
+        return self._rows(
+            samples if self._resampler is None else self._resampler.resample_chunk(samples), self._at_once
+        )
 
     def finish(self) -> Array:
-        """Rows that the resampler still held back; the stream cannot be used afterwards."""
-        empty = self._kept[:0]
-        return self._advance(empty if self._resampler is None else self._resampler.resample_chunk(empty, last=True))
+        """Rows that were still held back; the stream cannot be used afterwards."""
+        last = self._none if self._resampler is None else self._resampler.resample_chunk(self._none, last=True)
+        return self._rows(last, 1)
 
-    def _advance(self, resampled: Array) -> Array:
-        waiting = joined(self._kept, resampled)
-        rows = self._front_end.rows(waiting)
-        self._kept = waiting[len(rows) * self._front_end.hop_samples :].copy()
-        return rows
+    def _rows(self, new: Array, at_once: int) -> Array:
+        """As many times `at_once` rows as there are with the new samples."""
+        self._waiting.append(new)
+        hop, frame = self._front_end.hop_samples, self._front_end.frame_samples
+        frames = max(0, (sum(map(len, self._waiting)) - frame) // hop + 1) // at_once * at_once
+        if not frames:
+            self._waiting[-1] = new.copy()  # who gave it may write into it
+            return self._no_rows
+        waiting = np.concatenate(self._waiting) if len(self._waiting) > 1 else new
+        self._waiting = [waiting[frames * hop :].copy()]
+        return self._front_end.rows(waiting[: (frames - 1) * hop + frame])
 
 
 def rows_of(front_end: FrontEnd, samples: Array, rate_hz: int) -> Array:
     """Rows of a whole recording: samples (samples, channels) in, rows (frames, channels, bands) out."""
     stream = RowStream(front_end, rate_hz, samples.shape[1])
-    return joined(stream.push(np.ascontiguousarray(samples)), stream.finish())
+    rows, last = stream.push(np.ascontiguousarray(samples)), stream.finish()
+    return np.concatenate([rows, last]) if len(last) else rows

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orcawatch.detector import Grid
 from orcawatch.errors import AudioError, BundleError
 from orcawatch.spectrogram import (
     FrontEnd,
@@ -14,7 +15,6 @@ from orcawatch.spectrogram import (
     LogMel,
     RowStream,
     front_end_from_dict,
-    joined,
     linear_matrix,
     mel_matrix,
     parts_of,
@@ -122,10 +122,22 @@ def test_the_stream_keeps_nothing_of_the_callers_block(rate_hz: int) -> None:
     np.testing.assert_array_equal(np.concatenate([*found, stream.finish()]), rows_of(FRONT_END, audio, rate_hz))
 
 
-def test_nothing_is_copied_to_join_nothing() -> None:
-    one, none = noise(5), noise(0)
-    assert joined(one, none) is one and joined(none, one) is one and joined(none, none).shape == (0, 2)
-    np.testing.assert_array_equal(joined(one, one + 1), np.concatenate([one, one + 1]))
+@pytest.mark.parametrize("rate_hz", [16000, 48000])
+@pytest.mark.parametrize("at_once", [1, 7, 48])
+def test_rows_that_come_together_are_those_that_come_alone(rate_hz: int, at_once: int) -> None:
+    audio, stream = noise(2 * rate_hz), RowStream(FRONT_END, rate_hz, 2, at_once)
+    found = [stream.push(audio[start : start + rate_hz // 30]) for start in range(0, len(audio), rate_hz // 30)]
+    assert all(len(rows) % at_once == 0 for rows in found) and any(map(len, found))
+    late = stream.finish()
+    assert at_once == 1 or len(late) > 0
+    np.testing.assert_array_equal(np.concatenate([*found, late]), rows_of(FRONT_END, audio, rate_hz))
+
+
+@pytest.mark.parametrize(("frames", "hop_s", "at_once"), [(96, 0.48, 48), (96, 0.96, 96), (96, 0.3, 6), (96, 0.07, 1)])
+def test_rows_come_together_as_far_as_no_window_waits_for_more(frames: int, hop_s: float, at_once: int) -> None:
+    grid = Grid({"one": LogMel(frames=frames)}, hop_s)
+    assert grid.at_once == at_once
+    assert all(end % at_once == 0 for end in range(frames, 20 * frames, grid.hop))
 
 
 @pytest.mark.parametrize("front_end", [FRONT_END, LogMel(bands=200), LinearPower(), LinearPower(size=1)])
