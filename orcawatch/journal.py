@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,18 +19,22 @@ import soundfile
 from .bundle import Bundle
 from .clips import write_clip
 from .config import Settings
-from .durable import sync_folder
+from .durable import PARTIAL, sync_folder, write_bytes
 from .errors import AudioError, InputError, OrcawatchError
 from .files import printable
 from .guano import clip_metadata
 from .keys import leaves
 from .listener import Totals
 from .recorder import CLIPS, SNAPSHOTS, file_name
+from .retention import number_of
 from .store import COLUMNS, Detection, Reader, Store, detection_of, inserted, row_of
+
+log = logging.getLogger(__name__)
 
 Identity = tuple[Optional[int], Optional[int]]  # size, time of change in ns
 
 STAGING = ".scanning"
+TAKING = ".taking"  # in the output folder: names of the files that are about to come and to go
 OF_SESSION = ("ledger", "clock", "levels")
 # Settings that change nothing of what is found.
 ASIDE = (
@@ -81,6 +86,7 @@ class Journal:
         self._store = store
         self._settings = settings
         self._scan = self._begin(about(settings, bundle))
+        self._tidy()
 
     def done(self, path: Path, seen: Identity) -> Done | None:
         """What is known of a file, whose `identity` is this now; None where it was not scanned."""
@@ -117,14 +123,16 @@ class Journal:
                 f"{printable(path)}: {totals.events} detections were found but {staged} holds {len(rows.detections)}; "
                 "see that all workers see the same output folder, and scan again"
             )
-        old = [] if before is None else self._files(before.session)
+        names = [] if before is None else self._files(before.session)
         with self._store.transaction() as connection:
             if before is not None:
                 if reviewed := verdicts(connection, before):
                     raise kept(path, before, reviewed)
                 forget(connection, before)
             session = rows.put(connection)
-            found = [self._settle(connection, one, session, rows.rate_hz, staged) for one in rows.detections]
+            pairs = [(numbered_in(connection, one, session), one) for one in rows.detections]
+            self._note(names + [name for pair in pairs for name in names_of(*pair)])
+            found = [self._settle(connection, *pair, rows.rate_hz, staged) for pair in pairs]
             sync_folder(self._settings.output / SNAPSHOTS)
             connection.execute(
                 "INSERT INTO scanned "
@@ -132,8 +140,7 @@ class Journal:
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (self._scan, key(path), size, modified_ns, session, totals.scored_s, len(found), fault, now()),
             )  # fmt: skip
-        for name in old:
-            (self._settings.output / name).unlink(missing_ok=True)
+        self._tidy()
         shutil.rmtree(staged, ignore_errors=True)
         return found
 
@@ -188,12 +195,32 @@ class Journal:
             )
         return int(found[0])
 
+    def _note(self, names: Sequence[str]) -> None:
+        """Which files are about to come, and which to go: who is killed now leaves some that no row names."""
+        if names:
+            write_bytes(self._settings.output / TAKING, "".join(f"{name}\n" for name in names).encode())
+
+    def _tidy(self) -> None:
+        """Delete those of the noted files that no row names: they were replaced, or what was taken was not kept."""
+        output = self._settings.output
+        try:
+            names = (output / TAKING).read_text(encoding="utf-8").splitlines()
+            with self._store.transaction() as connection:
+                unnamed = [name for name in names if is_ours(name) and not is_named(connection, name)]
+            for name in unnamed:
+                (output / name).unlink(missing_ok=True)
+            for name in filter(is_ours, names):
+                (output / f"{name}{PARTIAL}").unlink(missing_ok=True)
+            (output / TAKING).unlink()
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, OrcawatchError) as fault:
+            log.warning("files that no detection has any more stay in %s: %s", output, fault)
+
     def _settle(
-        self, connection: sqlite3.Connection, staged: Detection, session: int | None, rate_hz: int, folder: Path
+        self, connection: sqlite3.Connection, numbered: Detection, staged: Detection, rate_hz: int, folder: Path
     ) -> Detection:
-        """Give a detection its number, and its files their names by it."""
-        plain = replace(staged, id=None, session=session, clip=None, snapshot=None)
-        numbered = replace(plain, id=inserted(connection, row_of(plain)))
+        """Give a detection's files their names by its number."""
         settled = replace(
             numbered,
             clip=self._clip(folder, staged.clip, numbered, rate_hz),
@@ -268,6 +295,33 @@ class Rows:
             for row in self.tables[name]:
                 insert(connection, name, {**row, "id": None, "session": session})
         return session
+
+
+def numbered_in(connection: sqlite3.Connection, staged: Detection, session: int | None) -> Detection:
+    """A detection of a file's own database, inserted here, without its files."""
+    plain = replace(staged, id=None, session=session, clip=None, snapshot=None)
+    return replace(plain, id=inserted(connection, row_of(plain)))
+
+
+def names_of(numbered: Detection, staged: Detection) -> list[str]:
+    """Names that its files are to have here."""
+    stem = file_name(numbered)
+    clip = [] if staged.clip is None else [f"{CLIPS}/{stem}{Path(staged.clip).suffix}"]
+    return clip + ([] if staged.snapshot is None else [f"{SNAPSHOTS}/{stem}{suffix}" for suffix in (".png", ".npz")])
+
+
+def is_ours(name: str) -> bool:
+    """Whether this may be the name of a clip or a snapshot in the output folder."""
+    parts = Path(name).parts
+    return len(parts) == 2 and parts[0] in (CLIPS, SNAPSHOTS)
+
+
+def is_named(connection: sqlite3.Connection, name: str) -> bool:
+    """Whether a detection has this clip or snapshot, or arrays beside it."""
+    query = "SELECT clip, snapshot FROM detections WHERE id = ?"
+    row = connection.execute(query, (number_of(Path(name).name),)).fetchone()
+    stem = str(Path(name).with_suffix(""))
+    return row is not None and stem in {str(Path(one).with_suffix("")) for one in row if one is not None}
 
 
 def rows_of(connection: sqlite3.Connection, table: str) -> list[dict[str, Any]]:

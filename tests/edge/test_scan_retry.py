@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orcawatch import journal
 from orcawatch.config import Settings
 from orcawatch.listener import Totals
 from orcawatch.scan import SET_ASIDE, Recording, Summary, find_recordings, scan
@@ -276,3 +277,70 @@ def test_nothing_is_retried_of_another_list(archive: Archive, tmp_path: Path) ->
     here = Here(archive.ensemble, lambda seconds: None, threading.Event())
     scan(recordings, archive.ensemble.bundle, settings, lambda detection: None, here, retry=True)
     assert list(set_aside(tmp_path / "out")) == ["a.wav", "b.wav"]
+
+
+class Killed(BaseException):
+    """Nothing is finished, and nothing cleaned up."""
+
+
+def files_and_names(output: Path) -> tuple[set[str], set[str]]:
+    """Clips on the disk, and those that rows name."""
+    with closing(sqlite3.connect(output / "detections.sqlite")) as connection:
+        named = {clip for (clip,) in connection.execute("SELECT clip FROM detections WHERE clip IS NOT NULL")}
+    return {f"clips/{file.name}" for file in (output / "clips").iterdir()}, named
+
+
+def killed_at(monkeypatch: pytest.MonkeyPatch, where: Any, name: str) -> None:
+    """The next call of this that has to do with a clip ends all."""
+    call = getattr(where, name)
+
+    def killed(path: Path, *given: Any, **more: Any) -> Any:
+        if path.parent.name == "clips" or path.name == "snapshots":
+            raise Killed
+        return call(path, *given, **more)
+
+    monkeypatch.setattr(where, name, killed)
+
+
+def test_clips_that_were_replaced_go_although_a_kill_came_between(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the commit, before they were deleted."""
+    archive.mend("a.wav")
+    archive.scan(tmp_path / "out")
+    _, before = files_and_names(tmp_path / "out")
+    (archive.folder / "a.wav").touch()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_at(patch, Path, "unlink")
+        archive.scan(tmp_path / "out")
+    there, named = files_and_names(tmp_path / "out")
+    assert named - before and there - named
+    archive.scan(tmp_path / "out")
+    there, named = files_and_names(tmp_path / "out")
+    assert there == named
+
+
+def test_clips_of_what_a_kill_has_undone_go(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the commit; and the file is not there any more when the scan goes on."""
+    archive.mend("a.wav")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_at(patch, journal, "sync_folder")
+        archive.scan(tmp_path / "out")
+    there, named = files_and_names(tmp_path / "out")
+    assert there and not named
+    (archive.folder / "a.wav").unlink()
+    archive.scan(tmp_path / "out")
+    there, named = files_and_names(tmp_path / "out")
+    assert there == named and named
+    assert not (tmp_path / "out" / journal.TAKING).exists()
+
+
+def test_a_note_of_files_elsewhere_deletes_nothing(archive: Archive, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    archive.scan(output)
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    (output / journal.TAKING).write_text(f"clips/../../mine.txt\n../mine.txt\n{mine}\nset-aside.csv\n")
+    before = files_and_names(output)
+    archive.scan(output)
+    assert mine.exists() and (output / SET_ASIDE).exists() and files_and_names(output) == before
