@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -21,15 +21,18 @@ from ..cascade import Cascade
 from ..ensemble import Ensemble
 from ..errors import InputError
 from ..interpreter import runtime_name
-from ..metrics import Interval, auc_interval, clip_means, event_thresholds
-from ..spectrogram import has_prominence, prominence
+from ..metrics import Interval, auc_interval, clip_highest, clip_means, event_thresholds
+from ..spectrogram import FrontEnd, has_prominence, prominence, rows_of
+from ..windows import windows_of
 from . import cascade as cascades
 from .card import model_card
+from .faint import Mixture, draw, gain, mix
 from .models import Exported, exported
 from .quantize import Progress
-from .run import Array, Run, heads, needed_backbones
+from .run import Array, Audio, Run, heads, needed_backbones
 
 Floats = NDArray[np.floating[Any]]
+Windows = Iterator[tuple[int, dict[str, Array]]]
 HEADS = "heads.tflite"
 # Figures of the selection's metrics that belong to its own vote alone.
 OF_THE_VOTE = ("vote", "nested", "uncalibrated_vote")
@@ -115,32 +118,52 @@ def build_bundle(run: Run, folder: Path, plan: Plan, progress: Progress = iter) 
     cascade = _choose(run, plan, models, progress)
     plan, models = _kept(run, plan, cascade, models)
     files, manifest = _files(run, plan, models, cascade), _manifest(run, plan, models)
-    passed = _pass(run, manifest | _described(cascade), files, progress)
+    heard = _pass(run, plan.vote if cascade.gates else (), manifest | _described(cascade), files, progress)
+    passed = heard.recorded
     found = {
         "exported": asdict(_verification(run, passed)),
         "thresholds": _thresholds(run, plan.vote, passed),
     }
     if cascade.gates:
-        found |= _described(cascade, _evidence(run, plan, cascade, passed))
+        found |= _described(cascade, _evidence(run, plan, cascade, heard))
     manifest = {**manifest, **found}
     write_bundle(folder, manifest, {**files, CARD: model_card(manifest).encode()})
 
 
-def _pass(run: Run, manifest: Mapping[str, Any], files: Mapping[str, bytes], progress: Progress) -> Passed:
-    """The run's devel windows through a bundle that is kept for that long."""
+def _pass(
+    run: Run, vote: Sequence[str], manifest: Mapping[str, Any], files: Mapping[str, bytes], progress: Progress
+) -> Heard:
+    """The run's devel windows through a bundle that is kept for that long, and what this vote calls of them, fainter.
+
+    Where there is no vote, or the run's audio is gone, there are no fainter calls.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        write_bundle(Path(scratch) / "bundle", manifest, {**files, CARD: b""})
-        return score_windows(run, Path(scratch) / "bundle", progress)
+        folder = Path(scratch) / "bundle"
+        write_bundle(folder, manifest, {**files, CARD: b""})
+        names = [one["name"] for one in manifest["backbones"]]
+        recorded, audio = score_windows(folder, devel_windows(run, names, progress)), run.audio()
+        mixtures = _mixtures(run, vote, recorded) if vote and audio is not None else []
+        if not mixtures or audio is None:
+            return Heard(recorded, (), None)
+        return Heard(recorded, mixtures, score_windows(folder, mixed_windows(run, names, audio, mixtures, progress)))
+
+
+def _mixtures(run: Run, vote: Sequence[str], passed: Passed) -> list[Mixture]:
+    """Devel's calls in other noise of devel."""
+    devel = run.arrays("devel_scores.npz")
+    highest = clip_highest(_votes(passed, vote), devel["window_clip"], len(devel["label"]))
+    called = highest >= _thresholds(run, vote, passed)["stop"]
+    return draw(devel["label"] == "orca", called, devel["group"].tolist(), run.resampling["seed"])
 
 
 def _choose(run: Run, plan: Plan, models: Mapping[str, Exported], progress: Progress) -> Cascade:
-    """The cascade, from the devel windows through a bundle with all heads that its backbones can serve."""
+    """The cascade, from the windows through a bundle with all heads that its backbones can serve."""
     if plan.most_lost is None or run.selection["channel_fusion"] != "max":  # it holds for each channel, not their mean
         return Cascade()
     served = tuple(entry["name"] for entry in run.members if set(entry["backbones"]) <= set(models))
     whole = replace(plan, members=served)
-    passed = _pass(run, _manifest(run, whole, models), _files(run, whole, models, Cascade()), progress)
-    return cascades.choose(_scored(run, plan.vote, passed), plan.most_lost)
+    heard = _pass(run, plan.vote, _manifest(run, whole, models), _files(run, whole, models, Cascade()), progress)
+    return cascades.choose(_scored(run, plan.vote, heard), plan.most_lost)
 
 
 def _kept(run: Run, plan: Plan, cascade: Cascade, models: Mapping[str, Exported]) -> tuple[Plan, dict[str, Exported]]:
@@ -152,21 +175,31 @@ def _kept(run: Run, plan: Plan, cascade: Cascade, models: Mapping[str, Exported]
     return replace(plan, members=members, quantization=quantization), {name: models[name] for name in backbones}
 
 
-def _scored(run: Run, vote: Sequence[str], passed: Passed) -> cascades.Scored:
-    """The devel windows as a cascade is chosen on them."""
-    devel = run.arrays("devel_scores.npz")
+def _scored(run: Run, vote: Sequence[str], heard: Heard) -> cascades.Scored:
+    """The windows as a cascade is chosen on them."""
+    clips, recorded = _clips_heard(run, heard), heard.recorded
     return cascades.Scored(
-        passed.members,
-        passed.scores,
-        _votes(passed, vote),
+        recorded.members,
+        heard.joined(lambda passed: passed.scores),
+        heard.joined(lambda passed: _votes(passed, vote)),
         {entry["name"]: entry["backbones"] for entry in run.members},
         needed_backbones(run, vote),
-        passed.prominences,
-        passed.milliseconds,
-        (devel["label"] == "orca")[devel["window_clip"]],
-        devel["group"][devel["window_clip"]],
-        _thresholds(run, vote, passed)["stop"],
+        heard.prominences,
+        recorded.milliseconds,
+        clips.orca[clips.of_window],
+        np.array(clips.recordings)[clips.of_window],
+        clips.snr_db[clips.of_window],
+        _thresholds(run, vote, recorded)["stop"],
     )
+
+
+def _clips_heard(run: Run, heard: Heard) -> cascades.Clips:
+    """The devel clips, and after them the mixtures."""
+    devel = run.arrays("devel_scores.npz")
+    of_window = heard.recorded.clips
+    if heard.faint is not None:
+        of_window = np.append(of_window, len(devel["label"]) + heard.faint.clips)
+    return cascades.with_mixtures(devel["label"] == "orca", devel["group"].tolist(), heard.mixtures, of_window)
 
 
 def _votes(passed: Passed, vote: Sequence[str]) -> Array:
@@ -178,12 +211,11 @@ def _described(cascade: Cascade, evidence: Mapping[str, Any] | None = None) -> d
     return {"cascade": {**asdict(cascade), "evidence": evidence}} if cascade.gates else {}
 
 
-def _evidence(run: Run, plan: Plan, cascade: Cascade, passed: Passed) -> dict[str, Any]:
-    devel = run.arrays("devel_scores.npz")
-    clips = cascades.Clips(devel["window_clip"], devel["label"] == "orca", list(devel["group"]))
-    start = _thresholds(run, plan.vote, passed)["start"]
-    scored, bound = _scored(run, plan.vote, passed), plan.most_lost or 0.0
-    return cascades.evidence(scored, cascade, passed.cascaded, clips, start, bound, **run.resampling)
+def _evidence(run: Run, plan: Plan, cascade: Cascade, heard: Heard) -> dict[str, Any]:
+    start = _thresholds(run, plan.vote, heard.recorded)["start"]
+    scored, clips, bound = _scored(run, plan.vote, heard), _clips_heard(run, heard), plan.most_lost or 0.0
+    cascaded = heard.joined(lambda passed: passed.cascaded)
+    return cascades.evidence(scored, cascade, cascaded, clips, start, bound, **run.resampling)
 
 
 def _files(run: Run, plan: Plan, models: Mapping[str, Exported], cascade: Cascade) -> dict[str, bytes]:
@@ -281,10 +313,11 @@ class Verification:
 
 @dataclass(frozen=True)
 class Passed:
-    """Devel windows through a bundle.
+    """Windows through a bundle.
 
     Attributes
     ----------
+    clips : index of each window's clip, or mixture, shape (windows,).
     members, vote : the bundle's.
     scores : members' confidences, shape (windows, members).
     cascaded : score of each window under the bundle's cascade, shape (windows,).
@@ -294,6 +327,7 @@ class Passed:
     window_ms : the same of all backbones and heads.
     """
 
+    clips: NDArray[np.int64]
     members: tuple[str, ...]
     vote: tuple[str, ...]
     scores: Array
@@ -302,6 +336,37 @@ class Passed:
     prominences: Mapping[str, Array]
     milliseconds: Mapping[str, float]
     window_ms: float
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a cascade is chosen and judged on, through a bundle.
+
+    Attributes
+    ----------
+    recorded : the devel windows.
+    mixtures : devel's calls in other noise.
+    faint : their windows; None where there are no mixtures.
+    """
+
+    recorded: Passed
+    mixtures: Sequence[Mixture]
+    faint: Passed | None
+
+    @property
+    def parts(self) -> list[Passed]:
+        """The devel windows, and those of the mixtures, where there are any."""
+        return [self.recorded] if self.faint is None else [self.recorded, self.faint]
+
+    def joined(self, of: Callable[[Passed], Array]) -> Array:
+        """Something of all windows, those of the mixtures last."""
+        return np.concatenate([of(passed) for passed in self.parts])
+
+    @property
+    def prominences(self) -> dict[str, Array]:
+        """As those of `Passed`, of all windows."""
+        names = self.recorded.prominences
+        return {name: np.concatenate([passed.prominences[name] for passed in self.parts]) for name in names}
 
 
 def verify_bundle(run: Run, folder: Path, progress: Progress = iter) -> Verification:
@@ -313,18 +378,51 @@ def verify_bundle(run: Run, folder: Path, progress: Progress = iter) -> Verifica
     folder : the bundle.
     progress : wraps the iteration over the windows, for a progress bar.
     """
-    return _verification(run, score_windows(run, folder, progress))
+    return _verification(run, score_windows(folder, devel_windows(run, load_bundle(folder).backbones, progress)))
 
 
-def score_windows(run: Run, folder: Path, progress: Progress = iter) -> Passed:
-    """Pass every devel window of the run through a bundle, as the edge does, on one thread."""
+def devel_windows(run: Run, names: Iterable[str], progress: Progress = iter) -> Windows:
+    """Every devel window: the index of its clip, and its finished spectrograms by backbone."""
+    clips = run.arrays("devel_scores.npz")["window_clip"].tolist()
+    stored = {name: run.spectrograms(name) for name in names}
+    for k in progress(range(len(clips))):
+        yield clips[k], {name: np.array(one[k]) for name, one in stored.items()}
+
+
+def mixed_windows(
+    run: Run, names: Iterable[str], audio: Audio, mixtures: Sequence[Mixture], progress: Progress = iter
+) -> Windows:
+    """Every window of the mixtures: the index of its mixture, and its finished spectrograms by backbone."""
+    front_ends = {name: run.front_end(name) for name in names}
+    highest = max(run.front_end(name).rate_hz for name in run.backbones)  # one gain, whatever the bundle holds of them
+    waves = {rate: audio.devel(rate) for rate in {highest, *(one.rate_hz for one in front_ends.values())}}
+    for number in progress(range(len(mixtures))):
+        one = mixtures[number]
+        factor = gain(waves[highest][one.call], waves[highest][one.noise], highest, one)
+        mixed = {rate: mix(found[one.call], found[one.noise], one, factor) for rate, found in waves.items()}
+        rows = {name: rows_of(of, mixed[of.rate_hz][:, None], of.rate_hz)[:, 0] for name, of in front_ends.items()}
+        shared = min(map(len, rows.values()))
+        cut = {name: _windows(of, rows[name][:shared], run.selection["hop_s"]) for name, of in front_ends.items()}
+        for k in range(min(map(len, cut.values()))):
+            yield number, {name: found[k] for name, found in cut.items()}
+
+
+def _windows(front_end: FrontEnd, rows: Array, hop_s: float) -> Array:
+    """Finished spectrograms of a clip's rows, shape (windows, height, width)."""
+    hop = max(1, round(hop_s * front_end.rate_hz / front_end.hop_samples))
+    return np.asarray(front_end.finish(windows_of(rows, front_end.frames, hop)[1]), np.float32)
+
+
+def score_windows(folder: Path, windows: Windows) -> Passed:
+    """Pass windows, each with the index of its clip, through a bundle, as the edge does, on one thread."""
     ensemble = Ensemble(load_bundle(folder))
-    spectrograms = {name: run.spectrograms(name) for name in ensemble.bundle.backbones}
-    still = [name for name in spectrograms if has_prominence(run.front_end(name))]
-    scores, cascaded, seconds, prominences = [], [], [], []
-    for k in progress(range(len(next(iter(spectrograms.values()))))):
-        heard = ensemble.hear({name: np.array(stored[k]) for name, stored in spectrograms.items()})
-        times = [seconds_of(partial(heard.features, [name])) for name in spectrograms]
+    backbones = ensemble.bundle.backbones
+    still = [name for name, one in backbones.items() if has_prominence(one.front_end)]
+    clips, scores, cascaded, seconds, prominences = [], [], [], [], []
+    for clip, spectrograms in windows:
+        clips.append(clip)
+        heard = ensemble.hear(spectrograms)
+        times = [seconds_of(partial(heard.features, [name])) for name in backbones]
         start = time.process_time()
         scores.append(ensemble.all_members(heard))
         seconds.append([*times, time.process_time() - start])
@@ -332,13 +430,14 @@ def score_windows(run: Run, folder: Path, progress: Progress = iter) -> Passed:
         prominences.append([prominence(heard.spectrogram(name)) for name in still])
     medians = np.median(seconds, axis=0) * 1e3
     return Passed(
+        np.array(clips),
         ensemble.bundle.members,
         ensemble.bundle.vote,
         np.stack(scores),
         np.array(cascaded),
         bool(ensemble.cascade.gates),
         dict(zip(still, np.transpose(prominences))),
-        dict(zip(spectrograms, medians.tolist())),
+        dict(zip(backbones, medians.tolist())),
         float(np.median(np.sum(seconds, axis=1))) * 1e3,
     )
 

@@ -1,18 +1,21 @@
-"""The cascade of a bundle, chosen on the devel windows: cheap backbones first, the heavier ones where they can matter.
+"""The cascade of a bundle, chosen on devel's clips, and its calls again, fainter: cheap backbones first, the heavier
+ones where they can matter.
 
 Before any backbone a *gate* looks at how far anything stands out of the background; after the cheapest backbones it
 takes the average confidence of members that need no others. Where that sign is below the gate's threshold the vote is
 not taken on this channel (see `orcawatch.cascade.Gate`). Chosen are, for every stage,
 the members and the threshold that stop most windows while, of the windows whose full vote is at or above the stop
 threshold of events, at most a stated share (`--most-lost`) is stopped: not the share that was counted, but the upper
-end of its 95 % interval, recordings resampled. Of all ways to lay out stages the one is taken that costs the least time
-on noise.
+end of its 95 % interval, recordings resampled. That holds for the clips as recorded and for the fainter calls (`faint`)
+each by itself: what is not lost of the many loud ones must not pay for the faint. Of all ways to lay out stages the one
+is taken that costs the least time on noise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from itertools import chain, combinations
 from typing import Any
 
@@ -20,14 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cascade import Cascade, Gate
-from ..errors import TrainingError
-from ..metrics import clip_highest, clip_means, paired_differences, recording_folds, resamples, roc_auc
+from ..metrics import clip_highest, clip_means, paired_differences, resamples, roc_auc
+from .faint import Mixture, folds
 
 Floats = NDArray[np.floating[Any]]
 Flags = NDArray[np.bool_]
 MARGIN = 2e-3  # below the lowest sign to pass: no two interpreters may differ by more
 DRAWS = 2000
-FOLDS = 5
 LEAST_STOPPED = 10  # windows, for a line through them
 
 
@@ -45,7 +47,8 @@ class Scored:
     prominences : of the spectrograms by backbone, each shape (windows,); only of those that have one.
     milliseconds : per window, by backbone.
     orca : True for windows of orca clips, shape (windows,).
-    recordings : of each window, shape (windows,).
+    recordings : of each window, of a mixture its call's, shape (windows,).
+    snr_db : of calls mixed into other noise; not a number where a window is as it was recorded; shape (windows,).
     stop : threshold at which events stop.
     """
 
@@ -58,11 +61,22 @@ class Scored:
     milliseconds: Mapping[str, float]
     orca: Flags
     recordings: NDArray[Any]
+    snr_db: Floats
     stop: float
+
+    @property
+    def faint(self) -> Flags:
+        """True for windows of calls mixed into other noise, shape (windows,)."""
+        return np.isfinite(self.snr_db)
+
+    @property
+    def called(self) -> Flags:
+        """True for windows whose full vote reaches the stop threshold, shape (windows,)."""
+        return np.asarray(self.vote >= self.stop)
 
     def part(self, kept: Flags) -> Scored:
         """Some of the windows."""
-        cut = {name: getattr(self, name)[kept] for name in ("scores", "vote", "orca", "recordings")}
+        cut = {name: getattr(self, name)[kept] for name in ("scores", "vote", "orca", "recordings", "snr_db")}
         cut["prominences"] = {name: found[kept] for name, found in self.prominences.items()}
         return replace(self, **cut)
 
@@ -72,8 +86,8 @@ def choose(scored: Scored, most_lost: float, members: bool = True) -> Cascade:
 
     Parameters
     ----------
-    scored : the devel windows through the exported bundle.
-    most_lost : upper end of the share of called windows that all gates together may stop.
+    scored : the windows through the exported bundle.
+    most_lost : upper end of the share of called windows that all gates together may stop, as recorded and fainter.
     members : whether gates may listen to members; else there is the one that looks at the spectrogram alone.
     """
     order = by_cost(scored)
@@ -130,9 +144,10 @@ def _best(scored: Scored, drafts: Sequence[Gate], passing: Flags, most_lost: flo
     gates = [replace(gate, threshold=threshold(scored, sign(scored, gate), passing, most_lost)) for gate in drafts]
     stopped = [passing & (sign(scored, gate) < gate.threshold) for gate in gates]
     best = max(range(len(gates)), key=lambda k: (np.count_nonzero(stopped[k] & ~scored.orca), -len(gates[k].members)))
-    if np.count_nonzero(stopped[best]) < LEAST_STOPPED:
+    recorded = stopped[best] & ~scored.faint
+    if np.count_nonzero(recorded) < LEAST_STOPPED:
         return None
-    intercept, slope = _line(sign(scored, gates[best])[stopped[best]], scored.vote[stopped[best]])
+    intercept, slope = _line(sign(scored, gates[best])[recorded], scored.vote[recorded])
     return replace(gates[best], intercept=intercept, slope=slope)
 
 
@@ -146,30 +161,44 @@ def sign(scored: Scored, gate: Gate) -> Floats:
 def threshold(scored: Scored, signs: Floats, passing: Flags, most_lost: float) -> float:
     """The highest threshold that keeps the bound, less `MARGIN`; -inf where no window is called.
 
+    It is kept by the windows as recorded and by those of fainter calls, each by itself.
+
     Parameters
     ----------
     signs : what the gate goes by, shape (windows,).
     passing : the windows that came through the gates before; those that did not are lost already.
     most_lost : upper end of the share lost, all gates together.
     """
-    called = scored.vote >= scored.stop
+    called = scored.called
     if not called.any():
         return -np.inf
+    groups = [kind for kind in (~scored.faint, scored.faint) if (called & kind).any()]
     candidates = np.sort(signs[called & passing])
     low, high = 0, len(candidates) - 1  # the number of windows lost at this gate
     while low < high:
         middle = (low + high + 1) // 2
         lost = called & (~passing | (signs < candidates[middle]))
-        low, high = (middle, high) if upper_share(lost, called, scored.recordings) <= most_lost else (low, middle - 1)
+        kept = all(upper_share(lost, called & kind, scored.recordings) <= most_lost for kind in groups)
+        low, high = (middle, high) if kept else (low, middle - 1)
     return float(candidates[low]) - MARGIN if len(candidates) else -np.inf
 
 
 def upper_share(lost: Flags, called: Flags, recordings: NDArray[Any]) -> float:
-    """Upper end of the 95 % interval of the share of called windows lost, recordings resampled (fixed seed)."""
+    """Upper end of the 95 % interval of the share of called windows lost, recordings resampled (fixed seed).
+
+    It is 0 where none is called.
+    """
+    if not called.any():
+        return 0.0
     _, index = np.unique(recordings[called], return_inverse=True)
     number = np.bincount(index)
-    times = resamples(len(number), DRAWS, 0)
+    times = _times(len(number))
     return float(np.percentile(times @ np.bincount(index, lost[called], len(number)) / (times @ number), 97.5))
+
+
+@lru_cache
+def _times(recordings: int) -> NDArray[np.int32]:
+    return resamples(recordings, DRAWS, 0)
 
 
 def _line(signs: Floats, votes: Floats) -> tuple[float, float]:
@@ -209,18 +238,26 @@ def cost(scored: Scored, cascade: Cascade, among: Flags) -> float:
 
 @dataclass(frozen=True)
 class Clips:
-    """The clips that the windows belong to.
+    """The clips that the windows belong to; each mixture (`faint.Mixture`) is one, too.
 
     Attributes
     ----------
     of_window : index of each window's clip, shape (windows,).
     orca : True for orca clips, shape (clips,).
     recordings : of each clip.
+    snr_db : of mixtures; not a number where a clip is as it was recorded; shape (clips,).
     """
 
     of_window: NDArray[np.int64]
     orca: Flags
     recordings: Sequence[str]
+    snr_db: Floats
+
+    def part(self, faint: bool) -> Clips:
+        """The mixtures, or the others; their windows are those of `Scored.faint`, or the others."""
+        kept = np.isfinite(self.snr_db) == faint
+        place, recordings = np.cumsum(kept) - 1, np.asarray(self.recordings)[kept].tolist()
+        return Clips(place[self.of_window[kept[self.of_window]]], self.orca[kept], recordings, self.snr_db[kept])
 
     def means(self, windows: Floats) -> Floats:
         """Mean over each clip's windows."""
@@ -229,6 +266,25 @@ class Clips:
     def found(self, windows: Floats, start: float) -> Flags:
         """Orca clips with a window at or above `start`."""
         return np.asarray(self.orca & (clip_highest(windows, self.of_window, len(self.orca)) >= start))
+
+
+def with_mixtures(
+    orca: Flags, recordings: Sequence[str], mixtures: Sequence[Mixture], of_window: NDArray[np.int64]
+) -> Clips:
+    """Clips, and after them their mixtures.
+
+    Parameters
+    ----------
+    orca, recordings : of the clips alone.
+    of_window : of the windows of both, shape (windows,).
+    """
+    calls = [one.call for one in mixtures]
+    return Clips(
+        of_window,
+        np.append(orca, orca[calls]) if calls else orca,
+        [*recordings, *(recordings[call] for call in calls)],
+        np.append(np.full(len(orca), np.nan), [one.snr_db for one in mixtures]),
+    )
 
 
 def evidence(
@@ -241,7 +297,7 @@ def evidence(
     draws: int,
     seed: int,
 ) -> dict[str, Any]:
-    """What a cascade loses and saves on the devel split.
+    """What a cascade loses and saves on what it was chosen on.
 
     Parameters
     ----------
@@ -254,7 +310,8 @@ def evidence(
 
     Returns
     -------
-    `most_lost`: the bound. `called`: windows with a full vote at or above the stop threshold; `lost`: those of them
+    `most_lost`: the bound. Then of the windows as recorded:
+    `called`: windows with a full vote at or above the stop threshold; `lost`: those of them
     that a gate stopped; `lost_upper`: upper end of that share's 95 % interval (0 where none is lost, which says little
     of few `recordings`: those with a called window). `called_orca`, `lost_orca`: of orca clips alone. `passed`: share
     of the windows of noise and of orca clips that came through each gate. `recall`: orca clips that the full vote
@@ -262,51 +319,89 @@ def evidence(
     `auc`, `auc_full`: ROC AUC of clips; `auc_loss`: their difference, with its interval by recording.
     `left_out`: lost windows and loss of ROC AUC where each recording is judged by a cascade chosen without it; null
     where there are too few recordings. `milliseconds`: of backbones, per window of noise, with and without the cascade.
+    `faint`: of the mixtures (see `_faint`); not there where there are none.
     """
-    passed, gates = pass_gates(scored, cascade.gates), len(cascade.gates)
-    called, full = scored.vote >= scored.stop, clips.means(scored.vote)
-
-    def lost(stopped: Flags) -> dict[str, Any]:
-        return {
-            "lost": int((called & stopped).sum()),
-            "lost_upper": upper_share(called & stopped, called, scored.recordings),
-            "lost_orca": int((called & stopped & scored.orca).sum()),
-        }
-
-    found = [clips.found(windows, start) for windows in (scored.vote, cascaded)]
+    gates = len(cascade.gates)
+    apart = left_out(scored, clips, most_lost, any(gate.members for gate in cascade.gates))
+    faint, of = scored.faint, clips.part(faint=False)
+    recorded, passed = scored.part(~faint), pass_gates(scored, cascade.gates)[~faint]
+    full = of.means(recorded.vote)
 
     def loss(windows: Floats) -> dict[str, Any]:
-        means = clips.means(windows)[None]
-        return asdict(paired_differences(full, means, clips.orca, clips.recordings, draws, seed)[0])
+        return asdict(paired_differences(full, of.means(windows)[None], of.orca, of.recordings, draws, seed)[0])
 
     def through(kind: Flags) -> list[float]:
         return [float((passed[kind] > number).mean()) for number in range(gates)]
 
-    apart = left_out(scored, clips, most_lost, any(gate.members for gate in cascade.gates))
     return {
         "most_lost": most_lost,
-        "called": int(called.sum()),
-        "called_orca": int((called & scored.orca).sum()),
-        "recordings": len(set(scored.recordings[called].tolist())),
-        **lost(passed < gates),
-        "passed": {"noise": through(~scored.orca), "orca": through(scored.orca)},
-        "recall": {"full": int(found[0].sum()), "cascade": int((found[0] & found[1]).sum())},
-        "auc": roc_auc(clips.means(cascaded), clips.orca),
-        "auc_full": roc_auc(full, clips.orca),
-        "auc_loss": loss(cascaded),
-        "left_out": None if apart is None else {**lost(apart < scored.stop), "auc_loss": loss(apart)},
+        **_called(recorded),
+        **_lost(recorded, passed < gates),
+        "passed": {"noise": through(~recorded.orca), "orca": through(recorded.orca)},
+        "recall": _recall(of, recorded.vote, cascaded[~faint], start),
+        "auc": roc_auc(of.means(cascaded[~faint]), of.orca),
+        "auc_full": roc_auc(full, of.orca),
+        "auc_loss": loss(cascaded[~faint]),
+        "left_out": None
+        if apart is None
+        else {**_lost(recorded, apart[~faint] < scored.stop), "auc_loss": loss(apart[~faint])},
         "milliseconds": {
             "full": cost(scored, Cascade(), ~scored.orca),
             "cascade": cost(scored, cascade, ~scored.orca),
         },
+        **({"faint": _faint(scored, cascade, cascaded, clips, start, apart)} if faint.any() else {}),
     }
+
+
+def _faint(
+    scored: Scored, cascade: Cascade, cascaded: Floats, clips: Clips, start: float, apart: Floats | None
+) -> dict[str, Any]:
+    """What is lost of calls mixed into other noise: names as in `evidence`, and by level (`by_snr`)."""
+    faint = scored.part(scored.faint)
+    stopped = pass_gates(faint, cascade.gates) < len(cascade.gates)
+    levels = np.unique(faint.snr_db)
+    return {
+        **_called(faint),
+        **_lost(faint, stopped),
+        "recall": _recall(clips.part(faint=True), faint.vote, cascaded[scored.faint], start),
+        "left_out": None if apart is None else _lost(faint, apart[scored.faint] < scored.stop),
+        "by_snr": [
+            {"snr_db": float(one), **{key: int(of[faint.snr_db == one].sum()) for key, of in counted.items()}}
+            for counted in [{"called": faint.called, "lost": faint.called & stopped}]
+            for one in levels
+        ],
+    }
+
+
+def _called(scored: Scored) -> dict[str, int]:
+    called = scored.called
+    return {
+        "called": int(called.sum()),
+        "called_orca": int((called & scored.orca).sum()),
+        "recordings": len(set(scored.recordings[called].tolist())),
+    }
+
+
+def _lost(scored: Scored, stopped: Flags) -> dict[str, Any]:
+    lost = scored.called & stopped
+    return {
+        "lost": int(lost.sum()),
+        "lost_upper": upper_share(lost, scored.called, scored.recordings),
+        "lost_orca": int((lost & scored.orca).sum()),
+    }
+
+
+def _recall(clips: Clips, vote: Floats, cascaded: Floats, start: float) -> dict[str, int]:
+    full, found = (clips.found(windows, start) for windows in (vote, cascaded))
+    return {"full": int(full.sum()), "cascade": int((full & found).sum())}
 
 
 def left_out(scored: Scored, clips: Clips, most_lost: float, members: bool) -> Floats | None:
     """Scores under cascades that were chosen without the window's recording, shape (windows,); None with too few."""
-    try:
-        fold = recording_folds(clips.orca, clips.recordings, FOLDS)[clips.of_window]
-    except TrainingError:
+    recorded = clips.part(faint=False)
+    fold_of = dict(zip(recorded.recordings, folds(recorded.orca, recorded.recordings).tolist()))
+    fold = np.array([fold_of[name] for name in scored.recordings.tolist()])
+    if len(set(fold.tolist())) < 2:
         return None
     found = np.empty(len(scored.vote))
     for number in np.unique(fold):

@@ -29,7 +29,7 @@ MOST_LOST = click.option(
     type=click.FloatRange(0, 1, max_open=True),
     default=0.01,
     show_default=True,
-    help="Share of the windows called by the full vote that the cascade may lose.",
+    help="Share of the windows called by the full vote that the cascade may lose, of clips and of their calls fainter.",
 )
 CONFIG = click.option(
     "--config",
@@ -233,7 +233,7 @@ def gate(bundle: Path, new: Path, folders: tuple[Path, ...], split: str, most_lo
     """Write BUNDLE as the folder NEW with a gate: where nothing stands out of the background, no backbone is heard.
 
     For bundles that are there already; those of `orcawatch deploy bundle` have it, and gates that listen, too. It is
-    chosen on the clips by the same rule, and needs no extra.
+    chosen on the clips, and on their calls mixed into their noise, by the same rule, and needs no extra.
     """
     from ..bundle import load_bundle
     from ..cascade import cascade_lines

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
+import soxr
 from numpy.typing import NDArray
 
 from ..bundle import CARD, Bundle, load_bundle, sha256, write_bundle
@@ -21,12 +24,14 @@ from ..cascade import Cascade
 from ..compare import Clip, window_scores
 from ..ensemble import Ensemble, fuse_channels
 from ..errors import BundleError
+from ..files import FileSource
 from ..metrics import DRAWS
 from ..records import Window, WindowScore
 from ..spectrogram import has_prominence, prominence
 from . import cascade as cascades
 from .build import seconds_of
 from .card import cascade_section
+from .faint import Mixture, draw, gain, mix
 
 Progress = Callable[[Any], Any]
 
@@ -86,10 +91,11 @@ def add_gate(
     ----------
     folder : the bundle.
     new : folder of the copy, which must not exist.
-    clips : labelled, from recordings that the bundle was not trained on; the first channel is heard.
+    clips : labelled, from recordings that the bundle was not trained on; the first channel is heard, and its calls
+        once more, fainter, in other noise of these clips (`faint`).
     most_lost : as `cascade.choose`.
     progress : wraps the iteration over the clips, for a progress bar.
-    seed : of the intervals.
+    seed : of the intervals and of the mixtures.
 
     Returns
     -------
@@ -105,14 +111,14 @@ def add_gate(
         raise BundleError(f"{folder} has a cascade already: name the bundle without it")
     if bundle.channel_fusion != "max":
         raise BundleError(f"{folder} averages its channels: a gate holds for each channel, not for their mean")
-    noted, counts = Noted(bundle), []
-    for clip in progress(clips):
-        counts.append(len(window_scores(clip, noted)))
-    found = cascades.Clips(
-        np.repeat(np.arange(len(clips)), counts),
-        np.array([clip.label == "orca" for clip in clips]),
-        [clip.group for clip in clips],
-    )
+    noted = Noted(bundle)
+    votes = [window_scores(clip, noted) for clip in progress(clips)]
+    orca, recordings = np.array([clip.label == "orca" for clip in clips]), [clip.group for clip in clips]
+    called = np.array([max(one) for one in votes]) >= bundle.stop_threshold
+    mixtures = draw(orca, called, recordings, seed)
+    votes += [_mixed(clips, one, noted) for one in progress(mixtures)]
+    of_window = np.repeat(np.arange(len(votes)), [len(one) for one in votes])
+    found = cascades.with_mixtures(orca, recordings, mixtures, of_window)
     scored = _scored(bundle, noted, found)
     cascade = cascades.choose(scored, most_lost, members=False)
     if not cascade.gates:
@@ -124,6 +130,24 @@ def add_gate(
     shown |= {"data": data_of(clips)}
     _write(bundle, new, {**bundle.manifest, "cascade": {**asdict(cascade), "evidence": shown}})
     return cascade
+
+
+def _mixed(clips: Sequence[Clip], mixture: Mixture, noted: Noted) -> list[float]:
+    """Score of every window of a mixture, which is a file for that long."""
+    call, rate_hz = _audio(clips[mixture.call])
+    noise, from_hz = _audio(clips[mixture.noise])
+    noise = np.asarray(soxr.resample(noise, from_hz, rate_hz), np.float32)
+    mixed = mix(call, noise, mixture, gain(call, noise, rate_hz, mixture))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mixture.wav"
+        soundfile.write(path, mixed, rate_hz, subtype="FLOAT")
+        return window_scores(replace(clips[mixture.call], path=path), noted)
+
+
+def _audio(clip: Clip) -> tuple[NDArray[np.float32], int]:
+    """First channel of a clip, shape (samples,), and its rate."""
+    source = FileSource(clip.path)
+    return np.concatenate([block.samples[:, 0] for block in source.blocks()]), source.info.rate_hz
 
 
 def data_of(clips: Sequence[Clip]) -> dict[str, Any]:
@@ -163,6 +187,7 @@ def _scored(bundle: Bundle, noted: Noted, clips: cascades.Clips) -> cascades.Sco
         dict(zip(bundle.backbones, medians.tolist())),
         clips.orca[clips.of_window],
         np.array(clips.recordings)[clips.of_window],
+        clips.snr_db[clips.of_window],
         bundle.stop_threshold,
     )
 

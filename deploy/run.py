@@ -1,4 +1,7 @@
-"""What a training run left, read: the folder `RUN/result`, laid out as `orcawatch.training.pipeline` documents."""
+"""What a training run left, read: the folder `RUN/result`, laid out as `orcawatch.training.pipeline` documents.
+
+Of the stages before it only the decoded audio is looked at, for the fainter calls of a cascade.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ from ..errors import InputError
 from ..spectrogram import FrontEnd, front_end_from_dict
 
 Array = NDArray[np.float32]
+DATA = "data"  # the stage that decoded the clips
+DIGITS = 16  # of a stage's digest, in the name of its folder
 PARTS = ("hidden_kernel", "hidden_bias", "kernel", "bias")
 ANY_MEMBER = "any"
 
@@ -73,10 +78,41 @@ class Run:
         """Finished devel spectrograms, (windows, height, width), in a memory-mapped file."""
         return np.asarray(np.load(self.spectrograms_path(backbone), mmap_mode="r"))
 
+    def audio(self) -> Audio | None:
+        """The devel clips as decoded; None where the folder of the run's data stage is gone."""
+        record = self.folder / "stage.json"
+        if not record.is_file():
+            return None
+        digest = json.loads(record.read_bytes())["inputs"][DATA]
+        folder = self.root / "artifacts" / f"{DATA}-{digest[:DIGITS]}"
+        return Audio(folder) if folder.is_dir() else None
+
     def must_contain(self) -> list[str] | None:
         """Members of which the vote must hold one by the recipe; None where any will do."""
         mask = self.selection["recipe"]["vote"]["must_contain"]
         return None if mask == ANY_MEMBER else [entry["name"] for entry in self.members if entry["mask"] == mask]
+
+
+@dataclass(frozen=True)
+class Audio:
+    """What the run's data stage decoded.
+
+    Attributes
+    ----------
+    folder : the stage's artifact, as `orcawatch.training.preparation.load_data` writes it.
+    """
+
+    folder: Path
+
+    def devel(self, rate_hz: int) -> list[Array]:
+        """Each devel clip in the order of `devel_scores.npz`, shape (samples,), in a memory-mapped file.
+
+        `rate_hz` is the rate of a backbone of the run.
+        """
+        clips = json.loads((self.folder / "clips.json").read_bytes())["clips"]
+        ends = np.load(self.folder / f"ends-{rate_hz}.npy")
+        together = np.load(self.folder / f"waveforms-{rate_hz}.npy", mmap_mode="r")
+        return [wave for wave, clip in zip(np.split(together, ends[:-1]), clips) if clip["split"] == "devel"]
 
 
 def read_run(folder: Path) -> Run:

@@ -167,6 +167,25 @@ def _lost(shown: Mapping[str, Any]) -> str:
     return f"{shown['lost']} (at most {shown['lost_upper']:.1%}, 95 % by recording)"
 
 
+def _level(one: Mapping[str, Any]) -> str:
+    return f"{one['lost']} of {one['called']} at {one['snr_db']:g} dB"
+
+
+def _faint_lines(shown: Mapping[str, Any] | None) -> Iterator[str]:
+    """What is lost of calls mixed into other noise."""
+    if shown is None:
+        yield "chosen on clips as recorded alone: what it loses of fainter calls is not known"
+        return
+    recall = shown["recall"]
+    yield (
+        f"the same calls fainter, in other noise, on which it was chosen, too: {_lost(shown)} of {shown['called']} "
+        f"called windows in {shown['recordings']} recordings lost ({', '.join(map(_level, shown['by_snr']))}); "
+        f"found {recall['cascade']} of {recall['full']}"
+    )
+    if apart := shown["left_out"]:
+        yield f"the same calls fainter, chosen without the recording: {_lost(apart)} called windows lost"
+
+
 def _clips(kinds: Sequence[Mapping[str, Any]]) -> str:
     """How many clips of which label and source."""
     of = [f"{one['label']} of {one['source']}" if one["source"] else one["label"] for one in kinds]
@@ -195,4 +214,5 @@ def _evidence_lines(shown: Mapping[str, Any]) -> Iterator[str]:
             f"{apart['lost_orca']} of orca clips; "
             f"ROC AUC loss {one['value']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f})"
         )
+    yield from _faint_lines(shown.get("faint"))
     yield f"backbones take {time['cascade']:.2f} ms a window of noise, without the cascade {time['full']:.2f} ms"

@@ -30,6 +30,13 @@ EVIDENCE = {
 }  # fmt: skip
 
 
+FAINT = {
+    "called": 640, "called_orca": 640, "recordings": 10, "lost": 3, "lost_upper": 0.0098, "lost_orca": 3,
+    "recall": {"full": 240, "cascade": 239}, "left_out": {"lost": 9, "lost_upper": 0.031, "lost_orca": 9},
+    "by_snr": [{"snr_db": -3.0, "called": 240, "lost": 2}, {"snr_db": 3.0, "called": 400, "lost": 1}],
+}  # fmt: skip
+
+
 def backbones_of(members: Any) -> tuple[str, ...]:
     return tuple({name: None for member in members for name in NEEDS[member]})
 
@@ -55,7 +62,20 @@ def test_a_manifest_without_a_cascade_has_none() -> None:
 
 
 def test_the_evidence_is_told() -> None:
+    told = list(cascade_lines({"gates": [vars(GATE)], "evidence": {**EVIDENCE, "faint": FAINT}}))
+    assert told[5:7] == [
+        "the same calls fainter, in other noise, on which it was chosen, too: 3 (at most 1.0%, 95 % by recording) of 640 "
+        "called windows in 10 recordings lost (2 of 240 at -3 dB, 1 of 400 at 3 dB); found 239 of 240",
+        "the same calls fainter, chosen without the recording: 9 (at most 3.1%, 95 % by recording) called windows lost",
+    ]
     assert list(cascade_lines({"gates": [vars(GATE)], "evidence": EVIDENCE})) == [
+        *told[:5],
+        "chosen on clips as recorded alone: what it loses of fainter calls is not known",
+        told[7],
+    ]
+    few = {**EVIDENCE, "faint": {**FAINT, "left_out": None}}
+    assert list(cascade_lines({"gates": [vars(GATE)], "evidence": few})) == [*told[:6], told[7]]
+    assert [*told[:5], told[7]] == [
         "cheap first: on from 0.0200 of cheap_neg",
         "devel: 20.0% of the windows of noise go on, 61.0% of those of orca clips",
         "devel, on which it was chosen: 2 (at most 0.9%, 95 % by recording) of 263 called windows in 23 recordings lost; "

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from orcawatch.bundle import CARD, MANIFEST, SHIPPED, load_bundle, write_bundle
 from orcawatch.cli import main
 from orcawatch.compare import clips_of, score_clips
+from orcawatch.deploy.faint import SNRS_DB
 from orcawatch.deploy.gate import data_of
 from orcawatch.ensemble import Ensemble
 from orcawatch.simulate import SceneSettings, simulate_scene
@@ -84,6 +85,9 @@ def test_a_gate_spares_the_backbone_on_a_quiet_sea(data: Path, ungated: Path, tm
         {"label": label, "source": "", "clips": 3 * RECORDINGS, "recordings": RECORDINGS, "seconds": 15.0 * RECORDINGS}
         for label in ("noise", "orca")
     ]
+    faint = shown["faint"]
+    assert faint["lost_upper"] <= 0.05 and 0 < faint["called"] == faint["called_orca"]
+    assert [one["snr_db"] for one in faint["by_snr"]] == list(SNRS_DB)
     inspected = CliRunner().invoke(main, ["bundle", "inspect", str(tmp_path / "gated")]).output
     assert f"12 clips noise (4 recordings), 12 clips orca (4 recordings); SHA-256 {shown['data']['fingerprint']}" in (
         " ".join(inspected.split())

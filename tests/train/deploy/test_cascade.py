@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,16 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 from click.testing import CliRunner
 
 from orcawatch.bundle import load_bundle, manifest_digest
 from orcawatch.cascade import Cascade, Gate
+from orcawatch.compare import Clip, window_scores
 from orcawatch.config import Settings, overridden
+from orcawatch.deploy import build as building
 from orcawatch.deploy import cascade as cascades
 from orcawatch.deploy.build import build_bundle, plan_bundle, verify_bundle
-from orcawatch.deploy.cascade import Clips, Scored, choose
+from orcawatch.deploy.cascade import Clips, Scored, choose, with_mixtures
 from orcawatch.deploy.cli import deploy
-from orcawatch.deploy.run import Run
+from orcawatch.deploy.faint import SNRS_DB, Mixture, draw, gain, mix
+from orcawatch.deploy.run import Run, read_run
 from orcawatch.ensemble import Ensemble
 from orcawatch.errors import BundleError, InputError
 from orcawatch.records import Window
@@ -46,12 +51,37 @@ def scored(seed: int = 0, noise: float = 0.05, prominent: float = 9.0) -> Scored
         {"c": 14.0, "a": 4.0, "b": 7.0},
         orca,
         np.repeat(np.arange(CLIPS) // 4, WINDOWS // CLIPS).astype(str),
+        np.full(WINDOWS, np.nan),
         STOP,
     )
 
 
 def clips() -> Clips:
-    return Clips(np.arange(WINDOWS) // 4, np.arange(CLIPS) % 4 == 0, [str(k // 4) for k in range(CLIPS)])
+    recordings = [str(k // 4) for k in range(CLIPS)]
+    return Clips(np.arange(WINDOWS) // 4, np.arange(CLIPS) % 4 == 0, recordings, np.full(CLIPS, np.nan))
+
+
+def with_faint(windows: Scored) -> tuple[Scored, Clips]:
+    """The orca clips' windows again, fainter: less stands out, and a vote that goes by something else stays."""
+    whole, again = clips(), np.flatnonzero(windows.orca)
+    calls = np.flatnonzero(whole.orca).tolist()
+    mixtures = [Mixture(call, 1, 0.0, 0.0, snr_db) for snr_db in (-3.0, 3.0) for call in calls]
+    of_window = np.append(whole.of_window, CLIPS + np.repeat(np.arange(len(mixtures)), 4))
+    joined = with_mixtures(whole.orca, whole.recordings, mixtures, of_window)
+
+    def also(recorded: Any, share: float) -> Any:
+        return np.concatenate([recorded, share * recorded[again], (share + 1) / 2 * recorded[again]])
+
+    fainter = replace(
+        windows,
+        scores=also(windows.scores, 0.9),
+        vote=also(windows.vote, 0.9),
+        prominences={name: also(found, 0.3) for name, found in windows.prominences.items()},
+        orca=joined.orca[of_window],
+        recordings=np.array(joined.recordings)[of_window],
+        snr_db=joined.snr_db[of_window],
+    )
+    return fainter, joined
 
 
 def test_the_cheapest_backbone_gates_with_the_member_that_tells() -> None:
@@ -158,8 +188,48 @@ def test_evidence_tells_what_is_lost() -> None:
     assert shown["auc_full"] - shown["auc"] == pytest.approx(shown["auc_loss"]["value"])
     assert shown["recall"]["cascade"] <= shown["recall"]["full"] <= CLIPS // 4
     assert shown["left_out"]["lost"] >= 0 and shown["passed"]["noise"][0] < shown["passed"]["orca"][0]
-    few = Clips(clips().of_window, clips().orca, ["one"] * CLIPS)
-    assert cascades.evidence(windows, found, cascaded, few, 0.6, 0.05, draws=20, seed=1)["left_out"] is None
+    assert "faint" not in shown
+    few = replace(clips(), recordings=["one"] * CLIPS)
+    alone = replace(windows, recordings=np.full(WINDOWS, "one"))
+    assert cascades.evidence(alone, found, cascaded, few, 0.6, 0.05, draws=20, seed=1)["left_out"] is None
+
+
+def test_a_gate_chosen_without_fainter_calls_loses_them_and_one_chosen_with_them_does_not() -> None:
+    windows = scored(prominent=0.05)
+    fainter, joined = with_faint(windows)
+    blind, found = (choose(one, 0.01, members=False) for one in (windows, fainter))
+
+    def shown(cascade: Cascade) -> dict[str, Any]:
+        cascaded = cascades.channel_scores(fainter, cascade)
+        return cascades.evidence(fainter, cascade, cascaded, joined, 0.6, 0.01, draws=20, seed=1)
+
+    before, after = shown(blind), shown(found)
+    assert before["lost_upper"] <= 0.01 and after["lost_upper"] <= 0.01
+    assert before["faint"]["lost"] > 0.2 * before["faint"]["called"]
+    assert after["faint"]["lost_upper"] <= 0.01 and after["passed"]["noise"][0] < 1
+    assert before["faint"]["recall"]["cascade"] < 0.9 * before["faint"]["recall"]["full"]
+    assert after["faint"]["recall"]["cascade"] >= 0.99 * after["faint"]["recall"]["full"]
+    by_snr = before["faint"]["by_snr"]
+    assert [one["snr_db"] for one in by_snr] == [-3, 3] and by_snr[0]["lost"] > by_snr[1]["lost"]
+    assert sum(one["called"] for one in by_snr) == before["faint"]["called"]
+    assert {key: before[key] for key in ("called", "lost", "auc_full")} == {
+        key: of[key]
+        for of in [
+            cascades.evidence(windows, blind, cascades.channel_scores(windows, blind), clips(), 0.6, 0.01, 20, 1)
+        ]
+        for key in ("called", "lost", "auc_full")
+    }  # what is told of the clips as recorded is what it was
+
+
+def test_what_many_loud_windows_do_not_lose_does_not_pay_for_the_faint() -> None:
+    """One recording in twenty is fainter and nothing else: pooled, its loss would be within the bound."""
+    fainter, _ = with_faint(scored(prominent=0.05))
+    rare = fainter.part(~fainter.faint | (np.arange(len(fainter.vote)) % 20 == 0))
+    lost = rare.called & (cascades.pass_gates(rare, choose(rare, 0.1, members=False).gates) < 1)
+    assert lost[rare.faint].sum() <= 0.1 * rare.called[rare.faint].sum() < rare.called[rare.faint].sum()
+    pooled = choose(replace(rare, snr_db=np.full(len(rare.vote), np.nan)), 0.1, members=False)
+    paid = rare.called & (cascades.pass_gates(rare, pooled.gates) < 1)
+    assert paid[rare.faint].sum() > 0.1 * rare.called[rare.faint].sum()
 
 
 def halves(scored: Scored, most_lost: float, members: bool = True) -> Cascade:
@@ -200,6 +270,62 @@ def test_a_bundle_holds_its_cascade_with_its_evidence(run: Run, cascaded: Path) 
     assert f"ROC AUC {shown['auc']:.4f}" in (cascaded / "model-card.md").read_text()
     verified = verify_bundle(run, cascaded)
     assert verified.auc["cascade"].value == pytest.approx(shown["auc"])
+
+
+RATES_HZ = (16000, 24000)
+
+
+@pytest.fixture(scope="module")
+def audible(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The tiny run with what its data stage decoded: a train clip, then the devel clips, tones in noise."""
+    root = tmp_path_factory.mktemp("audible")
+    shutil.copytree(run.folder, root / "result")
+    data = root / "artifacts" / f"data-{'d' * 16}"
+    data.mkdir(parents=True)
+    (root / "result" / "stage.json").write_text(json.dumps({"inputs": {"data": "d" * 64}}))
+    (data / "clips.json").write_text(json.dumps({"clips": [{"split": "train"}, *[{"split": "devel"}] * 24]}))
+    for rate_hz in RATES_HZ:
+        waves = [wave(k, rate_hz) for k in range(-1, 24)]
+        np.save(data / f"waveforms-{rate_hz}.npy", np.concatenate(waves))
+        np.save(data / f"ends-{rate_hz}.npy", np.cumsum([len(one) for one in waves]))
+    return read_run(root)
+
+
+def wave(clip: int, rate_hz: int) -> np.ndarray:
+    """The same sound at any rate."""
+    time_s = np.arange(round((1.5 + 0.1 * (clip % 3)) * rate_hz)) / rate_hz
+    tones = np.random.default_rng(clip + 1).uniform([300, 0, 0], [7000, 6, 0.1], (40, 3))
+    return np.sum([level * np.sin(2 * np.pi * hz * time_s + at) for hz, at, level in tones], axis=0).astype(np.float32)
+
+
+def test_a_run_with_audio_is_heard_again_fainter(audible: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Scored] = []
+    drawn: list[Mixture] = []
+    monkeypatch.setattr(cascades, "choose", lambda scored, *rest: (seen.append(scored), halves(scored, 0))[1])
+    monkeypatch.setattr(
+        building,
+        "draw",
+        lambda orca, called, *rest: (drawn.extend(found := draw(orca, ~orca & False, *rest)), found)[1],
+    )
+    plan = plan_bundle(audible, dict.fromkeys(audible.backbones, "float32"), VOTE, most_lost=0.01)
+    build_bundle(audible, tmp_path / "b", plan)
+    bundle = load_bundle(tmp_path / "b")
+    mixtures, scored = drawn[: len(drawn) // 2], seen[0]
+    assert drawn == 2 * mixtures and len(mixtures) > 20
+    assert scored.faint[-1] and scored.faint.sum() + 48 == len(scored.vote)
+    ensemble = Ensemble(bundle)
+    ensemble.cascade = Cascade()
+    votes: list[float] = []
+    for one in mixtures[:12]:
+        call, noise = wave(one.call, 24000), wave(one.noise, 24000)
+        path = tmp_path / "mixture.wav"
+        soundfile.write(path, mix(call, noise, one, gain(call, noise, 24000, one)), 24000, subtype="FLOAT")
+        votes += window_scores(Clip(path, "orca", "", "", 0.0), ensemble)
+    heard = scored.vote[scored.faint][: len(votes)]
+    np.testing.assert_allclose(heard, votes, atol=0.02)  # as the edge hears it, resampled there
+    shown = bundle.manifest["cascade"]["evidence"]["faint"]
+    assert [one["snr_db"] for one in shown["by_snr"]] == list(SNRS_DB)
+    assert f"found {shown['recall']['cascade']} of" in (tmp_path / "b" / "model-card.md").read_text()
 
 
 def windows_of(folder: Path) -> list[Window]:
