@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from killing import BEYOND, PATIENCE_S, Account
+from killing import AFTER_WORD, BEYOND, PATIENCE_S, Account
 
 from orcawatch.cli import SKIPPED
 from orcawatch.daemon import DATABASE
@@ -38,6 +38,7 @@ CHANGED = (1, 3)
 SCANNED = 4  # files that were there when it was scanned before
 OF_WORKERS = 0.25  # share of the kills that meet a worker
 LIVES = 2
+WHILE_TAKEN_S = 0.1
 # What tells when something was done, and on which machine.
 OWN = {"started_utc", "ended_utc", "finished_utc", "boot", "started_steady_s"}
 TABLES = ("detections", "sessions", "ledger", "levels", "clock", "scanned", "scans")
@@ -90,6 +91,12 @@ class Scan:
     def log(self) -> str:
         """Standard error."""
         return (self._place / "log").read_text()
+
+    def wait_for_lines(self, number: int) -> None:
+        """Until it has printed more than so many lines, or ends."""
+        until_s = time.monotonic() + PATIENCE_S
+        while self.printed.count("\n") <= number and self._process.poll() is None and time.monotonic() < until_s:
+            time.sleep(0.002)
 
     def end(self) -> int:
         """Wait for its end; exit code."""
@@ -219,7 +226,11 @@ def one_scan(account: Account, archive: Archive, output: Path, rng: random.Rando
     """One life of a scan; whether it came to its end."""
     scan = Scan(archive, output)
     scans.append(scan)
-    time.sleep(rng.uniform(0, BEYOND * archive.life_s))
+    if rng.random() < AFTER_WORD:  # about when some file becomes part of the database
+        scan.wait_for_lines(rng.randrange(archive.printed.count("\n")))
+        time.sleep(rng.uniform(0, WHILE_TAKEN_S))
+    else:
+        time.sleep(rng.uniform(0, BEYOND * archive.life_s))
     if rng.random() < OF_WORKERS:
         met = scan.kill_worker(rng)
         account.kills += met
