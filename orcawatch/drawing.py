@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,8 +22,10 @@ from numpy.typing import NDArray
 from .errors import OrcawatchError
 from .snapshot import SCALES, Floats, band_edges_hz, panels_of
 
-DRAWN_S = 60.0  # at most, on a busy computer
+DRAWN_S = 30.0  # at most, on a busy computer
 YIELDING = 500  # of the system's score of what is ended first where memory is short
+NICENESS = 10
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
 def drawn(arrays: Mapping[str, NDArray[Any]]) -> bytes:
@@ -38,7 +41,7 @@ def drawn_apart(npz: Path) -> bytes:
 
     Raises
     ------
-    OrcawatchError : that process could not begin, failed, or took too long; the text has the last that it said.
+    OrcawatchError : that process could not begin, failed, took too long, or gave no picture; the text has what it said.
     """
     command = [sys.executable, "-m", "orcawatch.drawing", str(npz.resolve())]
     try:
@@ -48,20 +51,37 @@ def drawn_apart(npz: Path) -> bytes:
         raise OrcawatchError(f"{npz.name} could not be drawn in a process of its own: {fault}") from fault
     if done.returncode:
         how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise OrcawatchError(": ".join([f"the process that drew {npz.name} ended with {how}", *last]))
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        told = [line for line in said if line.startswith("Fatal")][:1] or said[-1:]
+        raise OrcawatchError(": ".join([f"the process that drew {npz.name} ended with {how}", *told]))
+    if not (done.stdout.startswith(PNG_START) and done.stdout.endswith(PNG_END)):
+        raise OrcawatchError(
+            f"the process that drew {npz.name} gave no picture but {done.stdout[:40]!r}: look for what prints when "
+            "Python starts (sitecustomize, .pth files)"
+        )
     return done.stdout
 
 
 def main(npz: str) -> None:
     """Draw the arrays of a file to standard output, behind whatever listens to the sea."""
-    with suppress(OSError):  # a sandbox may forbid it
-        os.nice(10)
+    with os.fdopen(os.dup(1), "wb") as picture:
+        os.dup2(2, 1)  # what libraries print is no part of the picture
+        signal.alarm(round(2 * DRAWN_S))  # where nobody is left who would end it
+        yield_to_others()
+        with np.load(npz) as file:
+            arrays = dict(file)
+        draw(arrays, picture)
+
+
+def yield_to_others() -> None:
+    """Let others have the processor, and the memory where it is short, first; a sandbox may forbid some of it."""
     with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(str(YIELDING))
-    with np.load(npz) as file:
-        arrays = dict(file)
-    draw(arrays, sys.stdout.buffer)
+        os.nice(NICENESS)
+    with suppress(OSError):  # where sessions get equal shares, niceness alone is nothing
+        Path("/proc/self/autogroup").write_text(str(NICENESS))
+    with suppress(OSError):
+        score = Path("/proc/self/oom_score_adj")
+        score.write_text(str(max(YIELDING, int(score.read_text()))))
 
 
 def draw(arrays: Mapping[str, NDArray[Any]], file: BinaryIO) -> None:

@@ -524,12 +524,22 @@ class RowStream:
             else soxr.ResampleStream(rate_hz, front_end.rate_hz, channels, dtype="float32")
         )
         self._at_once = at_once
+        self._length = 0  # of what waits
         self._none = np.zeros((0, channels), np.float32)
         self._no_rows = front_end.rows(self._none)
         self._waiting: list[Array] = []
 
     def push(self, samples: Array) -> Array:
-        """Rows that these samples complete; samples float32 (samples, channels), rows as `FrontEnd.rows`."""
+        """Rows that these samples complete; samples float32 (samples, channels), rows as `FrontEnd.rows`.
+
+        Raises
+        ------
+        ValueError : the samples have another shape or type.
+        """
+        if samples.shape[1:] != self._none.shape[1:] or samples.dtype != np.float32:
+            raise ValueError(
+                f"blocks must be float32 of shape (samples, {self._none.shape[1]}), not {samples.dtype} {samples.shape}"
+            )
         return self._rows(
             samples if self._resampler is None else self._resampler.resample_chunk(samples), self._at_once
         )
@@ -542,14 +552,17 @@ class RowStream:
     def _rows(self, new: Array, at_once: int) -> Array:
         """As many times `at_once` rows as there are with the new samples."""
         self._waiting.append(new)
+        self._length += len(new)
         hop, frame = self._front_end.hop_samples, self._front_end.frame_samples
-        frames = max(0, (sum(map(len, self._waiting)) - frame) // hop + 1) // at_once * at_once
+        frames = max(0, (self._length - frame) // hop + 1) // at_once * at_once
         if not frames:
             self._waiting[-1] = new.copy()  # who gave it may write into it
             return self._no_rows
         waiting = np.concatenate(self._waiting) if len(self._waiting) > 1 else new
-        self._waiting = [waiting[frames * hop :].copy()]
-        return self._front_end.rows(waiting[: (frames - 1) * hop + frame])
+        rows = self._front_end.rows(waiting[: (frames - 1) * hop + frame])
+        self._waiting = [waiting[len(rows) * hop :].copy()]
+        self._length = len(self._waiting[0])
+        return rows
 
 
 def rows_of(front_end: FrontEnd, samples: Array, rate_hz: int) -> Array:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 import sys
@@ -363,6 +364,35 @@ def test_a_picture_that_cannot_be_drawn_apart_says_why(tmp_path: Path, monkeypat
     monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
     with pytest.raises(OrcawatchError, match=r"half\.npz could not be drawn in a process of its own: .*gone"):
         drawing.drawn_apart(npz)
+
+
+def test_what_python_prints_at_its_start_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('hello')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path[1:]]))
+    detected = event(1.4, 2.6, 0, [[0.2, 0.6]], best=1)
+    shown = snapshot.excerpt_of(clip_with_call(2), RATE_HZ, 0, detected)
+    with pytest.raises(OrcawatchError, match=r"sea\.npz gave no picture but b'hello"):
+        snapshot.make_snapshot(FakeEnsemble(), shown, detected, (0, 1), "t", tmp_path / "sea", apart=True)
+    assert not (tmp_path / "sea.png").exists()
+
+
+def test_what_libraries_print_is_no_part_of_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import atexit; atexit.register(print, 'bye')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path[1:]]))
+    detected = event(1.4, 2.6, 0, [[0.2, 0.6]], best=1)
+    shown = snapshot.excerpt_of(clip_with_call(2), RATE_HZ, 0, detected)
+    png, _ = snapshot.make_snapshot(FakeEnsemble(), shown, detected, (0, 1), "t", tmp_path / "sea", apart=True)
+    assert png_size(png.read_bytes()) == SIZE
+
+
+def test_who_draws_steps_back() -> None:
+    program = (
+        "import os; from pathlib import Path; from orcawatch.drawing import yield_to_others; yield_to_others();"
+        "print(os.nice(0), Path('/proc/self/oom_score_adj').read_text())"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    niceness, score = map(int, found.stdout.split())
+    assert niceness == min(19, os.nice(0) + 10) and score >= 500
 
 
 def test_excerpt_is_a_copy_that_lets_the_clip_go() -> None:

@@ -108,6 +108,24 @@ def test_a_frame_is_the_same_whatever_comes_with_it(
     np.testing.assert_array_equal(last[:, 0], whole[start:, -1])
 
 
+@pytest.mark.parametrize("rate_hz", [16000, 48000])
+@pytest.mark.parametrize("block", [np.zeros((9, 3), np.float32), np.zeros((9, 2)), np.zeros(9, np.float32)])
+def test_other_blocks_are_refused(rate_hz: int, block: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"must be float32 of shape \(samples, 2\), not float"):
+        RowStream(FRONT_END, rate_hz, 2).push(block)
+
+
+def test_a_front_end_that_gives_fewer_rows_loses_none() -> None:
+    class Differences(LogMel):
+        def rows(self, samples: np.ndarray) -> np.ndarray:
+            return np.diff(super().rows(samples), axis=0)
+
+    audio, front_end = noise(16000), Differences()
+    stream = RowStream(front_end, 16000, 2, 48)
+    found = np.concatenate([*(stream.push(part) for part in np.split(audio, 10)), stream.finish()])
+    np.testing.assert_array_equal(found, front_end.rows(audio))
+
+
 def test_audio_at_the_front_ends_rate_is_taken_as_it_is() -> None:
     audio = noise(16000, 3)
     np.testing.assert_array_equal(rows_of(FRONT_END, audio, 16000), FRONT_END.rows(audio))
