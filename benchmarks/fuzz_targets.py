@@ -69,7 +69,7 @@ def audio(folder: Path) -> Target:
     """Sound files of each kind, through reader, screen, front end and windows."""
     import numpy as np
     import soundfile
-    from kills import Ensemble
+    from kills_watch import Ensemble
 
     from orcawatch.files import FileSource
     from orcawatch.guano import guano_text, with_guano_chunk
