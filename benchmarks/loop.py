@@ -11,7 +11,8 @@ worst   the same, but every window is a candidate: no cascade, and thresholds of
 
 Counted is the processor time of the process (all of its threads, and the processes that draw its pictures) from the
 first scored window to the end over the time of the audio, as a share of one core; memory is the highest from the very
-start, of the process alone or of all of them at one time, whichever is more. The last line of each sea is the least
+start, of the process alone or of all of them at one time, whichever is more, without the trial of the bundle, which
+comes once. The last line of each sea is the least
 that its backbones can cost on all windows: their multiply-adds at the best rate that a core reaches
 (benchmarks/operations.py), of which nothing but a smaller network, or a cascade, takes away.
 """
@@ -33,7 +34,9 @@ from figures import Figure, finish
 from operations import best_rates, least_s, multiply_adds
 from processes import watched
 
+from orcawatch.attempt import try_named_once
 from orcawatch.bundle import SHIPPED, Bundle, load_bundle
+from orcawatch.config import Settings
 from orcawatch.simulate import SceneSettings, simulate_scene
 
 RATE_HZ = 48000
@@ -76,6 +79,7 @@ def listened(folder: Path, bundle: Path, sea: str) -> dict[str, Any]:
     hydrophones = [{"serial": f"H{k}", "position_m": place} for k, place in enumerate(SceneSettings().hydrophones_m)]
     config.write_text(json.dumps({**settings, "hydrophones": hydrophones}))
     with tempfile.TemporaryDirectory(dir=folder) as output:
+        try_named_once(load_bundle(bundle), Settings(output=Path(output), bundle=bundle))  # else the watch would
         script = [sys.executable, str(Path(__file__).with_name("hooked.py")), str(notes), "run", "--quiet"]
         chosen = ["--config", config, "--input", folder / f"{recording}.wav", "--bundle", bundle, "--output", output]
         process = subprocess.Popen([*script, *map(str, chosen)], stdout=subprocess.DEVNULL)
