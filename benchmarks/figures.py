@@ -116,7 +116,8 @@ measured where they are there (`make bench BENCH="--run RUN --bundle BUNDLE"`); 
 - Processor time is that of the measured process alone, so that another load of the machine counts little; times *by the
   clock* want a quiet machine.
 - What is compared with something else is measured beside it in one process, taking turns.
-- Memory is the highest that was resident (`VmHWM`), shared pages and the models' files included.
+- Memory is the highest that was resident (`VmHWM`), shared pages and the models' files included; of a watch together
+  with the processes that draw its pictures, what they share counted once.
 - *At a core's best* is the time that the multiply-adds of a network's convolutions and dense layers take at the
   highest rate that a core reaches on its registers, in 8 bits for weights of 8 bits, else in float32
   (`benchmarks/peak.c`): where a network is near that, only a smaller one is faster, or one that is heard less often

@@ -12,9 +12,9 @@ worst   the same, but every window is a candidate: no cascade, and thresholds of
 Counted is the processor time of the process (all of its threads, and the processes that draw its pictures) from the
 first scored window to the end over the time of the audio, as a share of one core; memory is the highest from the very
 start, of the process alone or of all of them at one time, whichever is more, without the trial of the bundle, which
-comes once. The last line of each sea is the least
-that its backbones can cost on all windows: their multiply-adds at the best rate that a core reaches
-(benchmarks/operations.py), of which nothing but a smaller network, or a cascade, takes away.
+comes once. The last line of each sea is the least that its backbones can cost on all windows: their multiply-adds at
+the best rate that a core reaches (benchmarks/operations.py), of which nothing but a smaller network, or a cascade,
+takes away.
 """
 
 from __future__ import annotations
