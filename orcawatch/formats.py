@@ -93,9 +93,13 @@ def csv_line(values: Iterable[object]) -> str:
 
 
 def quoted_line(values: Iterable[object]) -> str:
-    """A line of CSV. The writer only quotes carriage returns where its own lines end with one."""
+    """A line of CSV. The writer only quotes carriage returns where its own lines end with one.
+
+    NUL, which Python 3.10 cannot write and 3.9 not read, becomes a replacement character.
+    """
     line = io.StringIO()
-    csv.writer(line, lineterminator="\r\n").writerow(list(values))
+    texts = [value.replace("\0", "\ufffd") if isinstance(value, str) else value for value in values]
+    csv.writer(line, lineterminator="\r\n").writerow(texts)
     return line.getvalue()[: -len("\r\n")] + "\n"
 
 

@@ -15,6 +15,7 @@ import click
 from .cli import EXIT_CODES, FILE, logged
 from .effort import Span, database, parse_utc
 from .errors import InputError
+from .formats import quoted_line
 from .harmless import harmless
 from .selection import UNREVIEWED, Wanted, read_rows, read_runs
 from .store import Detection, Store
@@ -60,15 +61,16 @@ def list_(
 
 def listed(found: Iterable[Detection]) -> str:
     """CSV of detections."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("id", "start_utc", "source", "start_s", "end_s", "score", "verdict", "note", "reviewer", "clip"))
+    lines = [
+        quoted_line(("id", "start_utc", "source", "start_s", "end_s", "score", "verdict", "note", "reviewer", "clip"))
+    ]
     for one in found:
         utc = "" if one.start_utc is None else one.start_utc.astimezone(timezone.utc).isoformat()
         span = (f"{one.start_s:.2f}", f"{one.end_s:.2f}", f"{one.score:.3f}")
         clip = "" if one.removed else one.clip
-        writer.writerow((one.id, utc, one.source, *span, one.verdict, plain(one.verdict_note), one.reviewer, clip))
-    return text.getvalue()
+        told = (one.id, utc, one.source, *span, one.verdict, plain(one.verdict_note), one.reviewer, clip)
+        lines.append(quoted_line(told))
+    return "".join(lines)
 
 
 def plain(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -21,6 +20,7 @@ from .durable import make_folder, write_bytes
 from .effort import database
 from .errors import AudioError, InputError, OrcawatchError
 from .files import reason
+from .formats import quoted_line
 from .recorder import file_name
 from .selection import Row, Wanted, read_rows, read_runs
 from .store import Detection, Store
@@ -149,11 +149,7 @@ def write_data(folder: Path, clips: Mapping[str, Clip]) -> None:
 
 def labels_text(rows: Iterable[Mapping[str, Any]]) -> str:
     """`labels.csv`."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return quoted_line(COLUMNS) + "".join(quoted_line(row.get(name, "") for name in COLUMNS) for row in rows)
 
 
 # --- the export -------------------------------------------------------------------------------------------------------

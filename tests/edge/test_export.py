@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from orcawatch import review, reviewed
 from orcawatch.bundle import SHIPPED, load_bundle
 from orcawatch.cli import main
 from orcawatch.clock import Clocks
@@ -183,6 +184,13 @@ def test_text_comes_back_from_csv_and_no_cell_is_a_formula(note: str, source: st
     assert [plain(found[name]) for name in ("verdict_note", "file", "station")] == [note, source, station]
     words = [value for name, value in found.items() if name not in ("longitude_deg", "bearing_deg")]
     assert not any(value.startswith(("=", "+", "-", "@", "\t", "\r")) for value in words)
+
+
+def test_nul_is_replaced_since_not_every_python_takes_it_in_csv() -> None:
+    found = detection(verdict_note="a\0b", station="\0", source="/sea/\0.wav")
+    labels = dict.fromkeys(reviewed.COLUMNS, "\0")
+    for text in ("".join(csv_lines([row_of(found)])), review.listed([found]), reviewed.labels_text([labels])):
+        assert "\0" not in text and "\ufffd" in text
 
 
 def plain(text: str) -> str:
